@@ -1,0 +1,1 @@
+"""Samplers behind one interface, and the Hugging Face folders that they read."""

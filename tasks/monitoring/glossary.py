@@ -1,0 +1,115 @@
+"""What the report says in words: every metric in plain language, the paper's figures, what differs from the paper."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Name as shown -> definition. Order is the order of the report.
+METRICS: dict[str, str] = {
+    "pass@1": (
+        "The chance that one sample solves a problem: the share of correct samples of each problem, averaged over "
+        "problems. Samples are drawn at temperature 0.6 and top-p 0.95, as in the paper; greedy decoding is not used."
+    ),
+    "95 % interval": (
+        "A bootstrap over problems: had other problems been drawn from the same world, the mean would have varied "
+        "about this much. It says nothing about other random seeds of training."
+    ),
+    "pass@k": ("The chance that at least one of k samples solves a problem, estimated without bias from all samples of the problem."),
+    "cons@k": ("Majority vote: the k answers of a problem are grouped by verified equality, and the largest group's answer counts."),
+    "accuracy reward": "1 if a rule (never a model) verifies the final answer, else 0.",
+    "format reward": ("Paid if the completion is one thought in think tags followed by one answer in answer tags, and nothing else."),
+    "accuracy in training": (
+        "Share of correct samples among the rollouts of a step, sampled at temperature 1 on training problems; lower "
+        "than pass@1 of the same weights, and noisier."
+    ),
+    "validation pass@1": ("pass@1 on problems that are neither trained on nor used for the final figures; measured now and then."),
+    "response length": "Mean number of sampled tokens of a completion, tags and end token included.",
+    "“wait” share": "Share of samples that say “wait” (or 等等, 等一下, 且慢, ...) at least once.",
+    "reflective words": (
+        "The paper's ten words (wait, mistake, however, but, retry, error, verify, wrong, evaluate, check), whole "
+        "words only, with their Chinese counterparts; occurrences per 1,000 samples."
+    ),
+    "take-off": (
+        "The step from which a series rises for good: the best fit of “flat, then rising, then flat”, accepted only "
+        "if the rise is at least five points and noise with the same autocorrelation shows one as clear in at most 1 "
+        "of 100 cases. The step itself is an estimate: on a slow or noisy rise it can be several steps off."
+    ),
+    "reflection forbidden": (
+        "The same weights, decoded with every token sequence that spells a reflective word forbidden. Comparing "
+        "samples with and without “wait” would say nothing, because hard problems get more retries; forbidding the "
+        "words is an experiment."
+    ),
+    "language consistency": ("Share of a thought's words that are in the language of the question, averaged over samples with words."),
+    "mixed thoughts": "Share of thoughts with less than 90 % of their words in the language of the question.",
+    "repetition": ("Share of completions in which a sentence of six or more words is said twice, or a phrase runs in a loop."),
+    "no answer": "Share of completions without anything between answer tags.",
+    "truncated": "Share of completions cut off by the length limit.",
+    "entropy": "Mean uncertainty of the policy about its next token, in nats: 0 is certainty, 0.69 a coin toss.",
+    "KL": (
+        "How far the policy has moved from the reference model, per token in nats (the k3 estimator); it falls back "
+        "to about 0 each time the reference is replaced by the current policy."
+    ),
+    "clip share": (
+        "Share of tokens whose probability ratio to the sampling policy left the clipping range, so that they gave no gradient."
+    ),
+    "informative groups": (
+        "Share of prompts whose samples did not all earn the same reward. Only these teach: a group's advantages are "
+        "all zero when its rewards are equal."
+    ),
+    "gradient norm": "Length of the gradient before it is clipped.",
+    "sampler gap": (
+        "Largest difference between the log-probability that the sampler and the trainer give to the same token, on the first "
+        "update of a rollout. Far from 0, the sampler would be running stale or different weights; the run then stops."
+    ),
+    "fingerprint": "A hash of the weights. Each sample carries the fingerprint of the model that wrote it.",
+}
+
+# What differs from the paper, as (what, in the paper, here).
+DIFFERENCES: tuple[tuple[str, str, str], ...] = (
+    ("Model", "DeepSeek-V3-Base, 671 B parameters (37 B active)", "a Llama-shaped model of 0.66 M parameters"),
+    (
+        "Base",
+        "pretrained on 14.8 T tokens of text",
+        "pretrained by this project on generated documents; a few of them (at most 5 %) say “wait” and try again",
+    ),
+    (
+        "Problems",
+        "competition mathematics, code contests, science, logic",
+        "a generated miniature world in the same proportions; arithmetic is modulo ten, so every number is one digit",
+    ),
+    ("Template", "a text of about 70 tokens", "the same text to the letter, as one token of the vocabulary"),
+    (
+        "Length",
+        "limit 32,768 tokens, raised to 65,536 at step 8,200",
+        "limits of a hundred tokens or two, raised once in the same way",
+    ),
+    ("Steps", "10,400 policy updates of 512 samples", "fewer and smaller updates; params.yaml below has the numbers"),
+    ("Learning rate", "3e-6", "larger, as the model is almost a million times smaller; see params.yaml below"),
+    (
+        "Undisclosed",
+        "clip range, loss denominator, optimizer, treatment of groups without variance",
+        "chosen by this project; each choice is a named parameter",
+    ),
+)
+
+
+class PaperFigure(NamedTuple):
+    """One figure of the paper, with the key of ours that stands beside it (see ``tasks.report``)."""
+
+    what: str
+    paper: str
+    ours: str
+
+
+PAPER: tuple[PaperFigure, ...] = (
+    PaperFigure("pass@1, start → end", "15.6 → 77.9 on AIME 2024 (first version of the paper: 71.0)", "pass1"),
+    PaperFigure(
+        "majority vote after training",
+        "86.7 on AIME 2024 (16 votes in the figure, 64 in the first version's table)",
+        "cons",
+    ),
+    PaperFigure("reflective words, start → end", "5 to 7 times as many over training", "words"),
+    PaperFigure("“wait”", "almost absent early, occasional at steps 4,000-7,000, sharp rise after step 8,000 of 10,400", "wait"),
+    PaperFigure("response length", "grows throughout training; the axis of the figure ends at 20,000 tokens", "length"),
+    PaperFigure("languages", "thoughts mix English and Chinese; no figure is printed", "language"),
+)

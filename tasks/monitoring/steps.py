@@ -1,0 +1,53 @@
+"""What a policy update's outputs look like: the columns of zero_steps.csv that are computed from text and rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tasks.evaluation.metrics import mean_or_zero
+from tasks.monitoring import readability, reflection
+from tasks.rewards.total import Reward
+
+COLUMNS = (
+    "step", "reward", "reward_accuracy", "reward_format", "accuracy", "length", "entropy", "kl", "clip_share", "informative_groups",
+    "grad_norm", "learning_rate", "max_new_tokens", "truncated", "language_consistency", "wait_share", *reflection.WORDS,
+    "repetition", "no_answer", "mixed_language", "sampler_gap", "reference_age", "validation_pass1",
+)  # fmt: skip
+
+
+class Scored(Protocol):
+    """A scored completion, as training.actor.Output is."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def completion(self) -> list[int]: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def language(self) -> str: ...
+    @property
+    def reward(self) -> Reward: ...
+
+
+def describe(outputs: Sequence[Scored]) -> dict[str, Any]:
+    """Means and shares over the outputs of one update; the ten words are counts per 1,000 outputs."""
+    rewards = [o.reward for o in outputs]
+    defects = readability.shares(readability.defects(o.text, o.language, o.finished) for o in outputs)
+    spoken = [r.language for r in rewards if r.language is not None]
+    counted = [reflection.counts(o.text) for o in outputs]
+    return {
+        "reward": mean_or_zero([r.total for r in rewards]),
+        "reward_accuracy": mean_or_zero([r.accuracy for r in rewards]),
+        "reward_format": mean_or_zero([r.format for r in rewards]),
+        "accuracy": mean_or_zero([r.accuracy for r in rewards]),
+        "length": mean_or_zero([len(o.completion) for o in outputs]),
+        "truncated": mean_or_zero([not o.finished for o in outputs]),
+        "language_consistency": mean_or_zero(spoken),
+        "wait_share": mean_or_zero([c["wait"] > 0 for c in counted]),
+        **{word: 1000 * mean_or_zero([c[word] for c in counted]) for word in reflection.WORDS},
+        "repetition": defects["repetition"],
+        "no_answer": defects["no_answer"],
+        "mixed_language": defects["mixed_language"],
+    }

@@ -1,0 +1,298 @@
+"""The reinforcement-learning loop: roll out, score, split into mini-batches, update; resumable to the same bytes.
+
+Per rollout (paper, section 2.1 and B.1): prompts x group size outputs are sampled from the frozen policy and scored; advantages are
+taken over whole groups; then outputs are split at random into mini-batches, one policy update each, one inner epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.config import Zero
+from tasks.errors import SecondThoughtError
+from tasks.evaluation.metrics import mean_or_zero
+from tasks.generation.sampler import Sampling
+from tasks.monitoring.steps import describe
+from tasks.training import checkpoint
+from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
+from tasks.training.batching import Sample
+from tasks.training.grpo import Objective, Totals, advantages
+from tasks.training.workers import Workers
+
+LANES = 4  # gradients are summed in four lanes whatever the number of workers; up to four workers share the work
+CHUNK = 8  # prompts that are sampled together: 8 x 16 rows fill one core, and four chunks a rollout keep two busy
+GAP_TOLERANCE = 1e-3  # nats between sampler and trainer for the same weights; measured 1e-5 in fp32
+
+
+class StaleWeightsError(SecondThoughtError):
+    """The sampler does not hold the policy's weights."""
+
+
+class DivergedError(SecondThoughtError):
+    """Training produced numbers that are not finite."""
+
+
+@dataclass
+class State:
+    """Where the run stands; with the weights and the optimizer it is all that a resumed run needs.
+
+    Every draw comes from a generator seeded by (seed, what, rollout), so (seed, rollout) is the generators' state.
+    """
+
+    step: int = 0
+    rollout: int = 0
+    reference_age: int = 0
+    reference_updates: int = 0
+    tokens_sampled: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from a tuple of values."""
+    return random.Random("/".join(map(str, parts))).getrandbits(63)
+
+
+def set_gradients(weights: Sequence[Tensor], flat: Tensor) -> None:
+    """Lays a flat gradient [parameters] out over the weights, in their order."""
+    at = 0
+    for weight in weights:
+        weight.grad = flat[at : at + weight.numel()].view_as(weight)
+        at += weight.numel()
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Each weight once: a tied head is the embedding under another name, which safetensors refuses to store twice."""
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@torch.no_grad()
+def _load(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> None:
+    for name, weight in model.named_parameters():
+        weight.copy_(stored[name])
+
+
+def prompt_order(records: Sequence[Mapping[str, Any]], seed: int, epoch: int) -> list[str]:
+    """Ids of one epoch, each family spread evenly over it, so that every rollout has nearly the same mix (noise of the curves)."""
+    rng = random.Random(f"order/{seed}/{epoch}")
+    families: dict[str, list[str]] = {}
+    for record in records:
+        families.setdefault(record["family"], []).append(record["id"])
+    placed = []
+    for family in sorted(families):
+        ids = sorted(families[family])
+        rng.shuffle(ids)
+        offset = rng.random()
+        placed += [((i + offset) / len(ids), key) for i, key in enumerate(ids)]
+    return [key for _, key in sorted(placed)]
+
+
+def rollout_prompts(records: Sequence[Mapping[str, Any]], seed: int, rollout: int, count: int) -> list[str]:
+    """The ids of a rollout: the next `count` of an endless sequence of epochs."""
+    chosen: list[str] = []
+    for place in range(rollout * count, (rollout + 1) * count):
+        epoch, at = divmod(place, len(records))
+        if not chosen or at == 0:
+            order = prompt_order(records, seed, epoch)
+        chosen.append(order[at])
+    return chosen
+
+
+class Trainer:
+    """One RL run: policy, optimizer, reference and workers. `run` is the loop; everything else is a step of it."""
+
+    def __init__(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, Any]],
+        validation: Sequence[Mapping[str, Any]], params: Zero, seed: int, workers: int,
+    ) -> None:  # fmt: skip
+        self.params, self.seed, self.records, self.validation = params, seed, list(records), list(validation)
+        self.policy = policy.share_memory()
+        self.policy.train(False)  # no dropout: the trainer's log-probs are the sampler's
+        self.reference = copy.deepcopy(policy).share_memory() if params.beta > 0 else None
+        self.weights = list(self.policy.parameters())
+        self.gradients = torch.zeros(LANES, sum(p.numel() for p in self.weights)).share_memory_()
+        known = {r["id"]: r for r in [*records, *validation]}
+        self.actor = Actor(self.policy, self.reference, tokenizer, known, self.gradients, params.format_weight)
+        self.workers = Workers(self.actor, workers)
+        self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
+        self.objective = Objective(params.ratio, params.denominator, params.clip_low, params.clip_high, params.beta)
+        self.state = State()
+
+    # --- one rollout -------------------------------------------------------------------------------------------------------
+
+    def sample(self, ids: Sequence[str], what: str, sampling: Sampling) -> list[Output]:
+        """Samples and scores prompts in chunks over the workers; checks that every chunk was drawn from the current weights.
+
+        Raises:
+            StaleWeightsError: a worker sampled from other weights than the trainer holds.
+        """
+        chunks = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
+        jobs = [(self.state.step, chunk, sampling, seed_of(self.seed, what, self.state.rollout, i)) for i, chunk in enumerate(chunks)]
+        outputs = [output for made in self.workers.map("sample", jobs) for output in made]
+        expected = policy_fingerprint(self.policy)
+        for output in outputs:
+            if output.policy != expected:
+                raise StaleWeightsError(
+                    f"a rollout came from weights {output.policy}, the policy is {expected}: the sampler was not updated"
+                )
+        return outputs
+
+    def roll_out(self) -> list[Output]:
+        params = self.params
+        ids = rollout_prompts(self.records, self.seed, self.state.rollout, params.prompts_per_rollout)
+        sampling = Sampling(params.temperature, 1.0, params.max_new_tokens(self.state.step), params.group_size)
+        outputs = self.sample(ids, "rollout", sampling)
+        self.state.tokens_sampled += sum(len(o.completion) for o in outputs)
+        return outputs
+
+    def split(self, outputs: Sequence[Output]) -> list[list[int]]:
+        """Random mini-batches of whole outputs (indices); advantages were taken before."""
+        order = list(range(len(outputs)))
+        random.Random(f"split/{self.seed}/{self.state.rollout}").shuffle(order)
+        size = self.params.outputs_per_step
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    # --- one policy update -------------------------------------------------------------------------------------------------
+
+    def update(self, samples: Sequence[Sample], max_new_tokens: int) -> dict[str, float]:
+        """One optimizer step on a mini-batch; returns the sums and rates that describe it."""
+        totals = Totals(len(samples), sum(len(s.completion) for s in samples), max_new_tokens)
+        dealt = lanes(samples, self.params.token_budget, LANES)
+        jobs = []
+        for lane, batches in enumerate(dealt):
+            own = [i for batch in batches for i in batch]
+            places = {i: k for k, i in enumerate(own)}
+            local = [[places[i] for i in batch] for batch in batches]
+            jobs.append((lane, [samples[i] for i in own], local, self.objective, totals, self.params.temperature))
+        sums = self.workers.map("gradient", jobs)
+        norm = self._step()
+        units = totals.outputs if self.objective.ratio == "sequence" else totals.tokens
+        return {
+            "kl": sum(s["kl"] for s in sums) / totals.tokens,
+            "clip_share": sum(s["clipped"] for s in sums) / units,
+            "entropy": sum(s["entropy"] for s in sums) / totals.tokens,
+            "sampler_gap": max(s["gap"] for s in sums),
+            "grad_norm": norm,
+        }
+
+    def _step(self) -> float:
+        set_gradients(self.weights, self.gradients.sum(0))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.params.gradient_norm))
+        if not math.isfinite(norm):  # before the optimizer: the weights and every checkpoint stay good
+            raise DivergedError(
+                f"step {self.state.step}: the gradient's norm is {norm}; nothing was updated. Lower zero.learning_rate (now "
+                f"{self.params.learning_rate:g}) or zero.clip_high, and run again"
+            )
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        self.optimizer.step()
+        return norm
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then linear decay to `final_rate` of the peak at the last step (the paper discloses no schedule)."""
+        p, step = self.params, self.state.step
+        warm = min(1.0, (step + 1) / (p.warmup_steps + 1))
+        return p.learning_rate * warm * (1 - (1 - p.final_rate) * step / p.steps)
+
+    def refresh_reference(self) -> None:
+        """The reference becomes the policy every `reference_every` steps (paper: 400)."""
+        self.state.reference_age += 1
+        if self.reference is None or self.state.step % self.params.reference_every:
+            return
+        with torch.no_grad():
+            for old, new in zip(self.reference.parameters(), self.weights, strict=True):
+                old.copy_(new)
+        self.state.reference_age, self.state.reference_updates = 0, self.state.reference_updates + 1
+
+    def validate(self) -> float:
+        """pass@1 on the validation problems with 4 samples each at temperature 1."""
+        sampling = Sampling(1.0, 1.0, self.params.max_new_tokens(self.state.step), 4)
+        outputs = self.sample([r["id"] for r in self.validation], "validation", sampling)
+        return mean_or_zero([o.reward.accuracy for o in outputs])
+
+    # --- the loop ----------------------------------------------------------------------------------------------------------
+
+    def one_rollout(self) -> list[dict[str, Any]]:
+        """Samples once and makes `minibatches` policy updates; returns their metrics rows."""
+        params, limit = self.params, self.params.max_new_tokens(self.state.step)
+        validation = self.validate() if self.state.step % params.validation_every < params.minibatches else None
+        outputs = self.roll_out()
+        rewards = torch.tensor([o.reward.total for o in outputs]).view(-1, params.group_size)
+        whole = advantages(rewards, params.normalize_std)
+        advantage, informative = whole.flatten().tolist(), (whole != 0).any(dim=1).tolist()
+        rows = []
+        for number, indices in enumerate(self.split(outputs)):
+            chosen = [outputs[i] for i in indices]
+            samples = [Sample(o.prompt, o.completion, o.logprobs, advantage[i]) for i, o in zip(indices, chosen, strict=True)]
+            row: dict[str, Any] = {"step": self.state.step, "learning_rate": self.learning_rate()}
+            row |= {"reference_age": self.state.reference_age} | self.update(samples, limit)
+            self._check_gap(row["sampler_gap"], number)
+            row["sampler_gap"] = row["sampler_gap"] if number == 0 else None  # later mini-batches are off-policy: it says nothing
+            teaching = mean_or_zero([informative[i // params.group_size] for i in indices])
+            row |= describe(chosen) | {"informative_groups": teaching, "max_new_tokens": limit}
+            row["validation_pass1"] = validation if number == 0 else None
+            self.state.step += 1
+            self.refresh_reference()
+            rows.append(row)
+        self.state.rollout += 1
+        self.state.rows += rows
+        return rows
+
+    def _check_gap(self, gap: float, minibatch: int) -> None:
+        if minibatch == 0 and not gap <= GAP_TOLERANCE:  # on-policy: both sides hold the same weights
+            raise StaleWeightsError(
+                f"step {self.state.step}: sampler and trainer differ by {gap:.2g} nats on the same tokens (tolerance {GAP_TOLERANCE:g}): "
+                "the sampler holds stale or differently computed weights"
+            )
+
+    def run(self, folder: Path, publish: Callable[[list[dict[str, Any]]], None]) -> State:
+        """Trains to the last step from the newest checkpoint in `folder`; `publish` gets the rows of every rollout.
+
+        Raises:
+            SecondThoughtError: stale weights, a dead worker, a full disk, a damaged checkpoint.
+        """
+        self.resume(folder)
+        publish(self.state.rows)  # a kill may have come between checkpoint and publication; what is known already is dropped there
+        with tqdm(total=self.params.steps, initial=self.state.step, desc="zero", unit="step", mininterval=1) as bar:
+            while self.state.step < self.params.steps:
+                rows = self.one_rollout()
+                if self.state.rollout % self.params.checkpoint_every == 0 or self.state.step == self.params.steps:
+                    self.save(folder)
+                publish(rows)
+                shown = {k: f"{rows[-1][k]:.2f}" for k in ("reward", "accuracy", "length", "entropy")}
+                bar.set_postfix(shown | {"kl": f"{rows[-1]['kl']:.4f}"}, refresh=False)
+                bar.update(len(rows))
+        return self.state
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Weights, reference, both moments of AdamW and the state, under a hash manifest."""
+        moments = {f"{name}.{i}": self.optimizer.state[p][name] for i, p in enumerate(self.weights) for name in ("exp_avg", "exp_avg_sq")}
+        groups = {"policy": _weights(self.policy), "moments": moments}
+        if self.reference is not None:
+            groups["reference"] = _weights(self.reference)
+        checkpoint.save(folder, self.state.step, groups, vars(self.state))
+
+    def resume(self, folder: Path) -> None:
+        """Continues from the newest checkpoint, if there is one."""
+        found = checkpoint.latest(folder)
+        if found is None:
+            return
+        groups, state = found
+        self.state = State(**state)
+        _load(self.policy, groups["policy"])
+        if self.reference is not None:
+            _load(self.reference, groups["reference"])
+        for i, weight in enumerate(self.weights):
+            moments = {name: groups["moments"][f"{name}.{i}"] for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {"step": torch.tensor(float(self.state.step)), **moments}

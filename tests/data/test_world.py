@@ -1,0 +1,116 @@
+"""The miniature world: its proportions, its splits, an honest corpus, and the base that was made from it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from tasks.rewards.verify import Outcome, verify
+from tasks.template import render
+from tasks.world import corpus, problems, thoughts
+from tasks.world.probes import FLOORS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[corpus.Document]:
+    return list(corpus.documents(12_000, 0))
+
+
+def test_domains_and_languages_come_in_the_papers_proportions():
+    records = problems.generate(4000, 1)
+    total = sum(problems.DOMAIN_SHARES.values())
+    for domain, count in Counter(r["domain"] for r in records).items():
+        assert count / 4000 == pytest.approx(problems.DOMAIN_SHARES[domain] / total, abs=0.001)
+    assert Counter(r["language"] for r in records)["en"] / 4000 == pytest.approx(0.6, abs=0.03)
+    assert len({r["id"] for r in records}) == 4000
+
+
+def test_too_many_problems_are_refused():
+    with pytest.raises(ValueError, match=r"fewer than .* different .* problems"):
+        problems.generate(30_000, 0)
+
+
+def test_one_problem_in_two_languages_is_one_problem():
+    problem = problems.Calc(3, (("+", 4),))
+    assert problems.record(problem, "en")["id"] == problems.record(problem, "zh")["id"]
+    assert problems.record(problem, "en")["messages"] != problems.record(problem, "zh")["messages"]
+
+
+def test_the_corpus_is_honest(documents):
+    """At most 5 % of the documents reflect, and careful conversations are rare."""
+    assert sum(corpus.is_reflective(d.text) for d in documents) / len(documents) <= corpus.REFLECTIVE
+    kinds = Counter(d.kind for d in documents)
+    assert kinds["talk_careful"] / len(documents) < 0.06
+    assert kinds["talk_reflect"] / len(documents) < 0.05
+
+
+def question(document: corpus.Document) -> str | None:
+    """The problem that a conversation or a worked example states."""
+    stated = re.fullmatch(r"(?:.* User:| Task:|题：)\s?(.*?)(?: Assistant:| Solution:|解：)", document.text[: document.given])
+    return stated[1] if stated else None
+
+
+def test_the_corpus_holds_no_held_out_problem(documents):
+    shown = {text for document in documents if (text := question(document))}
+    assert len(shown) > 5000  # conversations and worked examples are recognised
+    drawn = [r for seed in range(4) for r in problems.generate(6000, seed) if r["verifier"] != "none"]
+    held, free = ([r for r in drawn if problems.held_out(r["id"]) is side] for side in (True, False))
+    assert len(held) > 1000
+    assert any(r["messages"][0]["content"] in shown for r in free)  # the comparison can find a problem
+    assert not [r["id"] for r in held if r["messages"][0]["content"] in shown]
+
+
+def test_conversations_are_in_the_template(documents):
+    opening = render("x").split("x.")[0]
+    talks = [d for d in documents if d.kind.startswith("talk_")]
+    assert len(talks) > 3000
+    assert all(d.text.startswith(opening) and d.text[: d.given].endswith(" Assistant:") for d in talks)
+
+
+def right_share(slip_rate: float) -> float:
+    """Share of chains over drawn problems, in both languages, whose answer the problem's own verifier calls correct."""
+    rng, right = random.Random(0), []
+    for _ in range(300):
+        problem = problems.draw(rng)
+        for language in ("en", "zh"):
+            if isinstance(problem, problems.Fill | problems.Expression):
+                _, answer = thoughts.search(problem, rng, 9)
+            else:
+                _, answer = thoughts.reason(problem, rng, thoughts.slipping(rng, slip_rate))
+            right.append(verify(problem.verifier, problem.truth(language), answer(language)) is Outcome.CORRECT)
+    return sum(right) / len(right)
+
+
+def test_chains_without_a_slip_are_right_and_sloppy_ones_often_are_not():
+    assert right_share(0.0) == 1.0
+    assert right_share(1.0) < 0.7  # searches take no slips here; the rest is right by chance alone
+
+
+def test_the_tokenizer_of_the_base_round_trips_any_text():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/base")
+    for text in (" start 7, first plus 5 is 2. wait, 等等，试 7加 3是 0。", "Unseen wörds 🙂 \t\n 漢字 1234 <think>", render("x")):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_shipped_base_has_its_provenance_and_passes_the_decisive_probes():
+    told = json.loads((ROOT / "models/base/provenance.json").read_text())
+    assert {"command", "recipe", "tokens", "corpus_sha256", "reflective_documents", "probes"} <= told.keys()
+    assert told["reflective_documents"] <= corpus.REFLECTIVE
+    for probe, floor in FLOORS.items():
+        below = {name: value for name, value in told["probes"][probe].items() if value < floor}
+        assert not below, f"{probe}: {below}"
+
+
+def test_the_shipped_bases_are_small():
+    size = sum(
+        p.stat().st_size for p in (ROOT / "models").glob("*/model.safetensors") if p.parent.name in ("base", "student", "student_small")
+    )
+    assert size < 8e6

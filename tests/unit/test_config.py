@@ -1,0 +1,62 @@
+"""params.yaml: what is there is valid, and every mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.config import ParamsError, load_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(tmp_path: Path, **sections: dict) -> Path:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name, values in sections.items():
+        content[name] = content.get(name, {}) | values
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_shipped_file_is_valid_and_its_sizes_follow():
+    zero = load_params(ROOT / "params.yaml").zero
+    assert zero.outputs_per_step * zero.minibatches == zero.prompts_per_rollout * zero.group_size
+    assert zero.rollouts * zero.minibatches == zero.steps
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("zero", {"learning_rat": 1}, "zero.learning_rat: unknown parameter"),
+        ("zero", {"learning_rate": -1}, "zero.learning_rate: .*greater than 0"),
+        (
+            "zero",
+            {"prompts_per_rollout": 3, "group_size": 5, "minibatches": 2},
+            "3 x group_size 5 = 15 .* 15 / 2 = 7.5",
+        ),
+        ("zero", {"steps": 7, "minibatches": 2}, "steps 7 is no multiple of minibatches 2"),
+        ("zero", {"limits": [{"step": 5, "tokens": 10}]}, "limits must start at step 0"),
+        ("zero", {"ratio": "word"}, "zero.ratio"),
+        ("curate", {"train": 0.5, "validation": 0.1, "test": 0.1}, "0.5 .* 0.1 .* 0.1 = 0.7, not 1"),
+        ("nonsense", {"a": 1}, "nonsense: unknown parameter"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, section, values, message):
+    with pytest.raises(ParamsError, match=message):
+        load_params(changed(tmp_path, **{section: values}))
+
+
+def test_a_missing_and_a_broken_file(tmp_path):
+    with pytest.raises(ParamsError, match="does not exist"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="is not YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_length_limit_rises_at_its_step(tmp_path):
+    zero = load_params(changed(tmp_path, zero={"limits": [{"step": 0, "tokens": 10}, {"step": 4, "tokens": 20}]})).zero
+    assert [zero.max_new_tokens(step) for step in (0, 3, 4, 99)] == [10, 10, 20, 20]
