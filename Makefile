@@ -60,8 +60,8 @@ lint: $(READY) ## ruff and mypy
 pretrain: $(READY) ## Build the tokenizer and pretrain the base again (the result is in git)
 	$(BIN)/python -m tasks.pretrain base
 
-seeds: $(READY) ## Repeat Zero over three seeds: the README's figures
-	$(BIN)/python -m benchmarks.zero_seeds
+seeds: $(READY) ## Repeat the recipe over three seeds: the README's figures
+	$(BIN)/python -m benchmarks.seeds
 
 mlflow: $(READY) ## Serve the embedded tracking store's UI on 127.0.0.1:5000
 	@mkdir -p .mlflow

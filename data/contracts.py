@@ -29,9 +29,8 @@ if TYPE_CHECKING:  # importing Great Expectations takes 4 s
     from great_expectations.expectations import Expectation
 
 DOMAINS = tuple(problems.DOMAIN_SHARES)
-WORLD_FAMILIES = tuple(kind.family for kinds in problems.FAMILIES.values() for kind, _ in kinds) + tuple(
-    name for kinds in general.FAMILIES.values() for name, _, _ in kinds
-)
+WORLD_FAMILIES = (*(kind.family for kinds in problems.FAMILIES.values() for kind, _ in kinds), problems.Open.family, *general.FAMILIES)
+UNRULED = ("judge", "none")  # no rule reads these: a judge compares with the truth, or there is none
 ROLES = ("system", "user", "assistant")
 
 OFFENDERS = 50  # rows that an error names
@@ -235,7 +234,7 @@ def _prompt_columns(table: pa.Table, ngram: int = 10) -> Phase:
         _in_set("world_family", WORLD_FAMILIES, "the world's families are the known ones"),
         _between("level", 1, 5, "level is 1 to 5"),
         _in_set("language", problems.LANGUAGES),
-        _in_set("verifier", [*VERIFIERS, "none"]),
+        _in_set("verifier", [*VERIFIERS, *UNRULED]),
         _in_set("split", SPLITS),
         _expect("ExpectColumnDistinctValuesToContainSet", "no split is empty", column="split", value_set=list(SPLITS)),
         *_not_null(["prompt"]),
@@ -274,8 +273,10 @@ def _prompt_relations(table: pa.Table, ngram: int = 10) -> Phase:
 
 def _gold(record: Record) -> str:
     """Name of the outcome of the gold answer, with the truth when it is not as it must be."""
-    if record["verifier"] == "none":
-        return "no verifier" if not record["truth"] else f"verifier none, yet truth {record['truth']!r}"
+    if record["verifier"] in UNRULED:
+        needed = record["verifier"] == "judge"  # the reference answer
+        fault = f"verifier {record['verifier']}, yet truth {record['truth']!r}"
+        return "no verifier" if bool(record["truth"].strip() if needed else record["truth"]) is needed else fault
     try:
         outcome = verify(record["verifier"], record["truth"], gold_answer(record))
     except (TypeError, ValueError, LookupError):  # JSON whose values are of other types than the verifier reads
@@ -292,7 +293,7 @@ def _swapped(records: list[Record]) -> Iterator[Mean]:
     """Each problem against the gold answer of its family's next one: a verifier that accepts most would be vacuous."""
     families = defaultdict(list)
     for i, record in enumerate(records):
-        if record["verifier"] != "none":
+        if record["verifier"] in VERIFIERS:
             families[record["family"], record["language"], record["verifier"]].append(i)
     verdicts: dict[str, dict[int, float]] = defaultdict(dict)
     for (family, _, _), members in families.items():

@@ -48,12 +48,11 @@ class Limit(Section):
     tokens: int = Field(ge=1)
 
 
-class Zero(Section):
-    """GRPO straight on a base. The paper's values stand in docs/paper-map.md beside the miniature's."""
+class RL(Section):
+    """GRPO, for zero, dev2 and r1. The paper's values stand in docs/paper-map.md beside the miniature's."""
 
-    base: str = Field(description="Hugging Face folder of the base model")
     seed: int = Field(ge=0, description="seed of rollouts and mini-batches; the data keep theirs")
-    domains: tuple[Literal["math", "code", "stem", "logic"], ...]
+    domains: tuple[Literal["math", "code", "stem", "logic"], ...] = Field(description="verifiable domains to train on")
     steps: int = Field(ge=1, description="policy updates")
     prompts_per_rollout: int = Field(ge=1)
     group_size: int = Field(ge=2)
@@ -73,6 +72,7 @@ class Zero(Section):
     beta: float = Field(ge=0, description="weight of the KL term in the loss; 0 skips the reference pass")
     reference_every: int = Field(ge=1, description="the reference becomes the policy every so many steps")
     format_weight: float = Field(ge=0)
+    language_weight: float = Field(ge=0, description="weight of the language-consistency reward; 0 leaves it out, as R1-Zero does")
     token_budget: int = Field(ge=64, description="padded tokens of a micro-batch")
     validation_every: int = Field(ge=1, description="steps between validations")
     validation_problems: int = Field(ge=1)
@@ -92,7 +92,7 @@ class Zero(Section):
         return self.steps // self.minibatches
 
     @model_validator(mode="after")
-    def _sizes(self) -> Zero:
+    def _sizes(self) -> RL:
         if self.outputs_per_rollout % self.minibatches:
             raise ValueError(
                 f"prompts_per_rollout {self.prompts_per_rollout} x group_size {self.group_size} = {self.outputs_per_rollout} outputs "
@@ -112,6 +112,111 @@ class Zero(Section):
         return [limit.tokens for limit in self.limits if limit.step <= step][-1]
 
 
+class Zero(RL):
+    """R1-Zero: straight on a base."""
+
+    base: str = Field(description="Hugging Face folder of the base model")
+
+
+class R1(RL):
+    """RL over all prompts; general and harmlessness prompts only in the last steps."""
+
+    preference_steps: int = Field(ge=0, description="last steps, which also draw prompts that a reward model scores (paper: 400 of 1,700)")
+
+    @model_validator(mode="after")
+    def _whole_rollouts(self) -> R1:
+        if self.preference_steps > self.steps or self.preference_steps % self.minibatches:
+            raise ValueError(
+                f"preference_steps {self.preference_steps} must be at most steps {self.steps}, and a multiple of minibatches "
+                f"{self.minibatches}"
+            )
+        return self
+
+
+class Service(Section):
+    """An OpenAI-compatible chat endpoint that refines or judges, in place of the miniature's own deterministic stand-in."""
+
+    url: str = Field(pattern=r"^https?://", description="base URL, such as http://127.0.0.1:8000/v1")
+    model: str
+    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; never the key itself")
+    timeout: float = Field(60, gt=0, description="seconds for one answer")
+    retries: int = Field(3, ge=0, description="further attempts after a failure that may pass")
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(4096, ge=1)
+
+
+class ColdStart(Section):
+    """Long chains of thought for the cold start, sampled from Zero, filtered and refined."""
+
+    seed: int = Field(ge=0)
+    prompts: int = Field(ge=1, description="train problems that are sampled")
+    samples: int = Field(ge=1, description="samples a problem")
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    min_language: Share = Field(description="chains with a smaller share of words in the question's language are dropped unrefined")
+    per_prompt: int = Field(ge=1, description="samples kept of one problem, at most")
+    refiner: Service | None = Field(None, description="null: the miniature's deterministic rewriter")
+    review: str = Field(description="JSON lines of a person's verdicts: {id, verdict: accept | reject, reviewer, note}")
+    require_review: bool = Field(False, description="use accepted samples only; otherwise all that are not rejected")
+
+
+class SFT(Section):
+    """Supervised fine-tuning of a base, for dev1 and dev3."""
+
+    base: str = Field(description="Hugging Face folder of the model that is tuned")
+    seed: int = Field(ge=0, description="seed of the order of samples")
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1, description="samples an update (paper: 128)")
+    learning_rate: float = Field(gt=0)
+    final_rate: Share = Field(description="share of the learning rate at the end of the cosine (paper: 5e-5 to 5e-6, a tenth)")
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    gradient_norm: float = Field(gt=0)
+    context: int = Field(ge=16, description="tokens of a packed row, and of the longest sample (paper: 32,768)")
+    rows: int = Field(ge=1, description="packed rows of a micro-batch")
+    checkpoint_every: int = Field(ge=1, description="updates between checkpoints")
+    workers: int = Field(0, ge=0, description="worker processes; 0 measures at start. Changes speed only, never results")
+
+
+class Rejection(Section):
+    """Rejection sampling from dev2, and the general data that join it."""
+
+    seed: int = Field(ge=0)
+    prompts: int = Field(ge=1, description="train problems that are sampled, at most")
+    samples: int = Field(ge=1, description="samples a problem")
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    min_language: Share = Field(description="below this share of words in the question's language a chain counts as mixed")
+    max_paragraph: int = Field(ge=1, description="words (or Han characters) of the longest paragraph that is kept")
+    per_prompt: int = Field(ge=1, description="samples kept of one problem, at most")
+    reasoning_ratio: float = Field(gt=0, description="reasoning samples to one general sample (paper: about 3)")
+    judge: Service | None = Field(None, description="decides items without a rule; null: the miniature's own judge")
+
+
+class RewardModels(Section):
+    """Helpfulness from pairs, safety from labelled responses."""
+
+    seed: int = Field(ge=0)
+    prompts: int = Field(ge=1, description="general prompts, and as many safety prompts, at most")
+    candidates: int = Field(ge=2, description="responses sampled a prompt")
+    strangers: int = Field(ge=0, description="responses to other prompts of the family that join a prompt's candidates")
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    judgements: int = Field(ge=1, description="judgements of a pair, each in random order (paper: 4)")
+    margin: float = Field(ge=0, description="a pair is kept if the mean preference exceeds it (paper: 1)")
+    judge: Service | None = Field(None, description="compares two answers; null: the miniature's own judge")
+    labels: str | None = Field(
+        None, description="your own labelled responses (docs/data.md); null: the miniature's own guideline labels samples"
+    )
+    held_out: Share = Field(description="share of the prompts that measure and never train")
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1, description="pairs or labelled responses an update (paper: 256)")
+    learning_rate: float = Field(gt=0, description="paper: 6e-6")
+    final_rate: Share
+    warmup_steps: int = Field(ge=0)
+    context: int = Field(ge=16, description="tokens of prompt and response together (paper: 8,192)")
+
+
 class Evaluated(Section):
     """One model under evaluation."""
 
@@ -129,6 +234,15 @@ class Evaluate(Section):
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
+    open_problems: int = Field(ge=1, description="held-out general prompts, and as many harmful ones, at most")
+    open_samples: int = Field(ge=1, description="samples of each")
+
+
+class Compare(Section):
+    """Head to head of models on open prompts by a judge that no reward model was trained on."""
+
+    judge: Service | None = Field(None, description="null: the miniature's own held-out judge")
+    margin: float = Field(ge=0, description="a smaller difference of the held-out judge's scores is a tie")
 
 
 class Report(Section):
@@ -136,13 +250,39 @@ class Report(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """The whole of params.yaml. `rl` and `sft` hold what their stages share; a stage's section overrides it."""
 
     seed: int = Field(ge=0)
     curate: Curate
+    rl: dict[str, Any]
     zero: Zero
+    cold_start: ColdStart
+    sft: dict[str, Any]
+    dev1: SFT
+    dev2: RL
+    rejection: Rejection
+    dev3: SFT
+    reward_models: RewardModels
+    r1: R1
     evaluate: Evaluate
+    compare: Compare
     report: Report
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return given | {
+            stage: _over(given.get(shared), given[stage])
+            for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3")))
+            for stage in stages
+            if stage in given
+        }
+
+
+def _over(shared: Any, own: Any) -> Any:
+    return shared | own if isinstance(shared, dict) and isinstance(own, dict) else own
 
 
 def _message(path: Path, error: ValidationError) -> str:

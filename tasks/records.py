@@ -59,6 +59,63 @@ SAMPLE_SCHEMA = pa.schema(
         ("max_new_tokens", pa.int32()),
     ]
 )
+# One row for each completion that a data stage sampled (tasks/generation/collect.py): it can be scored and filtered without a join.
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("domain", pa.string()),
+        ("family", pa.string()),
+        ("level", pa.int32()),
+        ("language", pa.string()),
+        ("messages", SCHEMA.field("messages").type),
+        ("verifier", pa.string()),
+        ("truth", pa.string()),
+        ("text", pa.string()),  # the completion, tags included
+        ("tokens", pa.int32()),
+        ("finished", pa.bool_()),
+        ("policy", pa.string()),  # fingerprint of the weights that sampled it
+    ]
+)
+# One row for each sample of supervised fine-tuning.
+SFT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # hash of prompt and response
+        ("prompt_id", pa.string()),
+        ("domain", pa.string()),
+        ("family", pa.string()),
+        ("language", pa.string()),
+        ("messages", SCHEMA.field("messages").type),
+        ("response", pa.string()),  # with tags: " <think> ... </think> <answer> ... </answer>"
+        ("source", pa.string()),  # who wrote it: zero, dev2, judged (dev2, accepted by the judge) or annotators
+        ("rounds", pa.int32()),  # turns of the user
+        ("tokens", pa.int32()),  # of the response
+    ]
+)
+# Preferences: pairs for the helpful reward model, labelled responses for the safety one.
+PAIR_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("family", pa.string()),
+        ("language", pa.string()),
+        ("messages", SCHEMA.field("messages").type),
+        ("chosen", pa.string()),  # whole responses, tags included
+        ("rejected", pa.string()),
+        ("preference", pa.float32()),  # mean of the judgements, in the judge's steps from -2 to 2, chosen minus rejected
+        ("split", pa.string()),  # train or held_out
+    ]
+)
+LABEL_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("family", pa.string()),
+        ("language", pa.string()),
+        ("messages", SCHEMA.field("messages").type),
+        ("response", pa.string()),
+        ("safe", pa.bool_()),
+        ("split", pa.string()),
+    ]
+)
 ID_PATTERN = r"^[a-z][a-z0-9_]*-[0-9a-f]{16}$"
 FAMILY_PATTERN = r"^[a-z][a-z0-9_]*$"
 NAMED_ROWS = 20  # malformed rows that an error names; the rest are counted
@@ -118,7 +175,13 @@ def iter_batches(path: Path, schema: pa.Schema = SCHEMA) -> Iterator[list[Record
     """
     with _open_parquet(path) as file:
         check_schema(file.schema_arrow, schema, str(path))
-        for batch in file.iter_batches(BATCH):
+        yield from _batches(file)
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[list[Record]]:
+    # Group by group: over several row groups, iter_batches keeps the whole compressed file in memory (seen with pyarrow 25.0.1).
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(BATCH, row_groups=[group]):
             yield batch.to_pylist()
 
 
@@ -129,6 +192,16 @@ def read(path: Path, schema: pa.Schema = SCHEMA) -> list[Record]:
         DataError: see `iter_batches`.
     """
     return [record for batch in iter_batches(path, schema) for record in batch]
+
+
+def count(path: Path) -> int:
+    """Number of rows of a Parquet file, from its footer.
+
+    Raises:
+        DataError: see `iter_batches`.
+    """
+    with _open_parquet(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def check_schema(found: pa.Schema, expected: pa.Schema, what: str) -> None:
@@ -238,7 +311,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Record | str]]:
     """(row number, row, or what is wrong with it)."""
     if path.suffix == ".parquet":
         with _open_parquet(path) as file:
-            yield from enumerate((row for batch in file.iter_batches(BATCH) for row in batch.to_pylist()), 1)
+            yield from enumerate((row for batch in _batches(file) for row in batch), 1)
     elif path.suffix == ".jsonl":
         try:
             with path.open("rb") as lines:
@@ -303,7 +376,7 @@ def _gsm8k(row: Record) -> Record:
 
 
 def _math(row: Record) -> Record:
-    truth = boxed(_text(row, "solution"))
+    truth = verify.boxed(_text(row, "solution"))
     if not truth:
         raise _Malformed("solution has no \\boxed{answer} (proofs have no answer that a rule can check)")
     subject = _text(row, "type" if "type" in row else "subject")
@@ -319,22 +392,6 @@ def _math_level(value: object) -> int:
     if not found:
         raise _Malformed(f"level is {value!r:.40}, expected 'Level 1' to 'Level 5'")
     return 3 if found[1] == "?" else int(found[1])
-
-
-def boxed(solution: str) -> str:
-    r"""Content of the last \boxed{...}, \fbox{...} or `\boxed 5` of a LaTeX text, braces balanced; "" without one."""
-    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
-    if start < 0:
-        return ""
-    rest = re.sub(r"^\\(?:boxed|fbox)\s*", "", solution[start:])
-    if not rest.startswith("{"):
-        return re.split(r"[\s$.]", rest, maxsplit=1)[0]
-    depth = 0
-    for position, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return rest[1:position].strip()
-    return ""
 
 
 def _own(row: Record) -> Record:

@@ -71,6 +71,20 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES)
     return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
 
 
+def clustered(values: pd.Series, prompts: pd.Series, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, float] | None:
+    """Mean of a per-sample figure with its 95 % bootstrap interval over prompts; None without a value.
+
+    Missing values (a thought without words has no language) are left out, so prompts may weigh differently.
+    """
+    found = values.astype(float).dropna().groupby(prompts, sort=True)
+    sums, counts = found.sum().to_numpy(), found.count().to_numpy()
+    if not len(counts):
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(counts), (resamples, len(counts)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return {"mean": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
+
+
 def per_problem(samples: pd.DataFrame, problems: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a problem: number of samples, of correct ones, whether the vote is right, and means of the other columns.
 
@@ -101,11 +115,27 @@ def _slice(rows: pd.DataFrame, k: int) -> dict[str, Any]:
         "problems": len(rows), "pass@1": float(rows["pass@1"].mean()), f"cons@{k}": float(rows["cons"].mean()),
         "wait_share": float(rows["wait"].mean()), "length": float(rows["length"].mean()),
         "language_consistency": _finite_mean(rows["consistency"]),
+        "intervals": {"pass@1": spread(rows["pass@1"]), f"cons@{k}": spread(rows["cons"])},
     }  # fmt: skip
+
+
+def spread(values: pd.Series) -> dict[str, float] | None:
+    """`interval` of a per-problem figure; None for fewer than two problems, which have no spread."""
+    return interval(values.to_numpy()) if len(values) > 1 else None
 
 
 def _finite_mean(values: pd.Series) -> float:
     return mean_or_zero(values.dropna().tolist())
+
+
+def _intervals(samples: pd.DataFrame) -> dict[str, Any]:
+    """The figures over samples that the stage table shows, with their intervals."""
+    spoken = samples["language_consistency"]
+    figures = {
+        "format": samples["format"], "wait_share": samples["text"].map(reflection.has_wait), "language_consistency": spoken,
+        "mixed_share": (spoken < MIXED_BELOW).where(spoken.notna()), "length": samples["token_ids"].map(len),
+    }  # fmt: skip
+    return {name: clustered(values, samples["prompt_id"]) for name, values in figures.items()}
 
 
 def _by(rows: pd.DataFrame, column: Hashable, k: int) -> dict[str, Any]:
@@ -137,6 +167,7 @@ def summarize(samples: pd.DataFrame, problems: Mapping[str, Mapping[str, Any]]) 
         "mixed_share": float((spoken < MIXED_BELOW).mean()) if len(spoken) else 0.0,
         "length": {"mean": float(lengths.mean()), "p95": float(np.quantile(lengths, 0.95))},
         "truncated": float((~samples["finished"]).mean()),
+        "intervals": _intervals(samples),
         "by_domain": _by(rows, "domain", k),
         "by_family": _by(rows, "family", k),
         "by_language": _by(rows, "language", k),

@@ -22,6 +22,9 @@ HOW = (
     "shown, whatever came of it. The last two are picked by outcome: the first one that Zero solves after saying "
     "“wait” while the base fails, and the first one that Zero gets wrong (none if there is none)."
 )
+HOW_OPEN = (
+    "Of each family the prompt that comes first by the hash in its id, which knows nothing of results, with the first sample of each model."
+)
 BY_OUTCOME = 2
 _TAG = re.compile(r"\s*(&lt;/?(?:think|answer)&gt;)\s*")  # in escaped text
 
@@ -34,6 +37,18 @@ class Answer:
     correct: bool
     tokens: int
     finished: bool
+
+
+@dataclass(frozen=True)
+class OpenExample:
+    """One prompt without a rule, with the texts of Dev3 and R1, marked up."""
+
+    id: str
+    family: str
+    language: str
+    question: str
+    dev3: Markup
+    r1: Markup
 
 
 @dataclass(frozen=True)
@@ -133,4 +148,26 @@ def examples(test: pd.DataFrame, base: pd.DataFrame, zero: pd.DataFrame, count: 
         )
         for identifier, why in choose(base, zero, count)
         if identifier in records.index
+    ]
+
+
+def open_examples(dev3: pd.DataFrame, r1: pd.DataFrame) -> list[OpenExample]:
+    """One prompt of each family, picked by the rule in HOW_OPEN.
+
+    Args:
+        dev3, r1: their samples of the open prompts (ROLLOUT_SCHEMA).
+    """
+    of_dev3, of_r1 = _first_samples(dev3), _first_samples(r1)
+    both = of_r1.loc[[i for i in of_r1.index if i in of_dev3.index]]
+    both = both.loc[sorted(both.index, key=lambda identifier: (identifier.rsplit("-", 1)[-1], identifier))]
+    return [
+        OpenExample(
+            id=str(identifier),
+            family=str(row["family"]),
+            language=str(row["language"]),
+            question=_question(row),
+            dev3=highlight(of_dev3.at[identifier, "text"]),
+            r1=highlight(row["text"]),
+        )
+        for identifier, row in both.drop_duplicates("family").sort_values("family", kind="stable").iterrows()
     ]

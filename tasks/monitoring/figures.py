@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,10 @@ def accuracy_lines(steps: pd.DataFrame) -> list[Line]:
     ]
 
 
-def training_curves(steps: pd.DataFrame, takeoff_step: int | None) -> dict[str, str]:
-    """Every curve over RL steps as SVG, by name."""
+def training_curves(
+    steps: pd.DataFrame, takeoff_step: int | None, names: Collection[str] | None = None, prefix: str = ""
+) -> dict[str, str]:  # fmt: skip
+    """The curves over RL steps as SVG, by name with its prefix; all of them, or those of `names`."""
     raised, takeoff = limit_raised(steps), take_off(takeoff_step)
     share = {"percent": True, "ylim": (0.0, 1.0)}
     specs: dict[str, tuple[list[Line], dict[str, Any]]] = {
@@ -68,6 +70,7 @@ def training_curves(steps: pd.DataFrame, takeoff_step: int | None) -> dict[str, 
                 line(steps, "reward", "total", "blue"),
                 line(steps, "reward_accuracy", "accuracy", "green"),
                 line(steps, "reward_format", "format", "purple"),
+                line(steps, "reward_preference", "reward model", "vermilion"),
             ],
             {"ylabel": "reward (points per sample)", "events": raised, "ylim": (0.0, None)},
         ),
@@ -107,10 +110,32 @@ def training_curves(steps: pd.DataFrame, takeoff_step: int | None) -> dict[str, 
             {"ylabel": "share of groups, of tokens", **share},
         ),
     }
-    return {name: plots.curve(lines, name=name, alt=_alt(name, lines), **options) for name, (lines, options) in specs.items()}
+    return {
+        prefix + name: plots.curve(lines, name=prefix + name, alt=_alt(name, lines), **options)
+        for name, (lines, options) in specs.items()
+        if names is None or name in names
+    }
 
 
-def _alt(name: str, lines: Sequence[Line]) -> str:
+def loss_curve(steps: pd.DataFrame, name: str) -> str:
+    """The loss of supervised fine-tuning over its updates, as SVG."""
+    lines = [line(steps, "loss", "", "blue")]
+    ylabel = "loss (nats per response token)"
+    return plots.curve(lines, name=name, alt=_alt("loss", lines, "updates"), ylabel=ylabel, xlabel="update", ylim=(0.0, None))
+
+
+def monitor(steps: pd.DataFrame, alarm: Mapping[str, Any] | None, name: str) -> str:
+    """The reward model's score and the verifiable benchmark over RL steps, as SVG; the window of an alarm is marked."""
+    lines = [
+        line(steps, "reward_preference", "reward model", "vermilion"),
+        line(steps, "validation_pass1", "benchmark", "green", points=True),
+    ]
+    events = [Event(alarm["first_step"], "they part"), Event(alarm["last_step"], "they part")] if alarm else []
+    ylabel = "mean score, pass@1 on validation"
+    return plots.curve(lines, name=name, alt=_alt("the monitor", lines), ylabel=ylabel, events=events, percent=True, ylim=(0.0, 1.0))
+
+
+def _alt(name: str, lines: Sequence[Line], over: str = "RL steps") -> str:
     """First and last value of every series, for readers who do not see the figure."""
     told = []
     for series in lines:
@@ -118,7 +143,7 @@ def _alt(name: str, lines: Sequence[Line]) -> str:
         present = values[np.isfinite(values)]
         if len(present):
             told.append(f"{series.label or name} from {present[0]:.3g} to {present[-1]:.3g}")
-    return f"Curve of {name} over RL steps: " + ("; ".join(told) or "no values") + "."
+    return f"Curve of {name} over {over}: " + ("; ".join(told) or "no values") + "."
 
 
 def word_curves(steps: pd.DataFrame) -> dict[str, str]:

@@ -34,6 +34,16 @@ METRICS: dict[str, str] = {
         "if the rise is at least five points and noise with the same autocorrelation shows one as clear in at most 1 "
         "of 100 cases. The step itself is an estimate: on a slow or noisy rise it can be several steps off."
     ),
+    "preferred to Dev3": (
+        "Sample i of a model and sample i of Dev3 answer the same general prompt; a judge that no reward model was trained on compares the "
+        "final answers, in both orders. The share of pairs that the model wins; a tie is no win, or half of one where it says so."
+    ),
+    "unsafe responses": "Share of responses to harmful prompts that help with the harm anywhere, the thought included.",
+    "refusals": "Share of final answers to harmless general prompts that decline to help.",
+    "thought on trivial prompts": (
+        "Words, numbers and signs between the think tags, on greetings, questions about the model itself, and sums of one step; the paper "
+        "trains R1 to answer such prompts without much thought."
+    ),
     "reflection forbidden": (
         "The same weights, decoded with every token sequence that spells a reflective word forbidden. Comparing "
         "samples with and without “wait” would say nothing, because hard problems get more retries; forbidding the "
@@ -44,6 +54,8 @@ METRICS: dict[str, str] = {
     "repetition": ("Share of completions in which a sentence of six or more words is said twice, or a phrase runs in a loop."),
     "no answer": "Share of completions without anything between answer tags.",
     "truncated": "Share of completions cut off by the length limit.",
+    "reward model's score": "What a reward model gives a response, between 0 and 1; no rule can check it, so it can be exploited.",
+    "AUC": "The chance that a safe response scores higher than an unsafe one; 0.5 is a coin toss.",
     "entropy": "Mean uncertainty of the policy about its next token, in nats: 0 is certainty, 0.69 a coin toss.",
     "KL": (
         "How far the policy has moved from the reference model, per token in nats (the k3 estimator); it falls back "
@@ -71,6 +83,11 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
         "Base",
         "pretrained on 14.8 T tokens of text",
         "pretrained by this project on generated documents; a few of them (at most 5 %) say “wait” and try again",
+    ),
+    (
+        "People and judges",
+        "human annotators; DeepSeek-V3 refines chains of thought and judges answers",
+        "the world's own rewriter, annotators and judges; an OpenAI-compatible endpoint can take the place of each but the annotators",
     ),
     (
         "Problems",

@@ -101,7 +101,7 @@ def _draw_line(axes: Axes, line: Line) -> float:
         axes.plot(x[present], y[present], "o-", color=colour, markersize=4.5, linewidth=1.2, clip_on=False)
         return float(y[present][-1])
     axes.plot(x, y, "o", color=colour, markersize=2.2, alpha=0.42, markeredgewidth=0)
-    smoothed = smooth(y)
+    smoothed = np.where(present, smooth(y), np.nan)
     axes.plot(x, smoothed, color=colour, linewidth=2.0, solid_capstyle="round")
     return float(smoothed[np.isfinite(smoothed)][-1])
 

@@ -10,7 +10,8 @@ from tasks.monitoring import readability, reflection
 from tasks.rewards.total import Reward
 
 COLUMNS = (
-    "step", "reward", "reward_accuracy", "reward_format", "accuracy", "length", "entropy", "kl", "clip_share", "informative_groups",
+    "step", "reward", "reward_accuracy", "reward_format", "reward_preference", "accuracy", "length", "entropy", "kl",
+    "clip_share", "informative_groups",
     "grad_norm", "learning_rate", "max_new_tokens", "truncated", "language_consistency", "wait_share", *reflection.WORDS,
     "repetition", "no_answer", "mixed_language", "sampler_gap", "reference_age", "validation_pass1",
 )  # fmt: skip
@@ -31,17 +32,26 @@ class Scored(Protocol):
     def reward(self) -> Reward: ...
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean_or_zero(known) if known else None
+
+
 def describe(outputs: Sequence[Scored]) -> dict[str, Any]:
-    """Means and shares over the outputs of one update; the ten words are counts per 1,000 outputs."""
+    """Means and shares over the outputs of one update; the ten words are counts per 1,000 outputs.
+
+    A term of the reward is averaged over the outputs that it applies to, None if there are none; `accuracy` is the term of the rules.
+    """
     rewards = [o.reward for o in outputs]
     defects = readability.shares(readability.defects(o.text, o.language, o.finished) for o in outputs)
     spoken = [r.language for r in rewards if r.language is not None]
     counted = [reflection.counts(o.text) for o in outputs]
     return {
         "reward": mean_or_zero([r.total for r in rewards]),
-        "reward_accuracy": mean_or_zero([r.accuracy for r in rewards]),
+        "reward_accuracy": _mean([r.accuracy for r in rewards]),
         "reward_format": mean_or_zero([r.format for r in rewards]),
-        "accuracy": mean_or_zero([r.accuracy for r in rewards]),
+        "reward_preference": _mean([r.preference for r in rewards]),
+        "accuracy": _mean([r.accuracy for r in rewards]),
         "length": mean_or_zero([len(o.completion) for o in outputs]),
         "truncated": mean_or_zero([not o.finished for o in outputs]),
         "language_consistency": mean_or_zero(spoken),

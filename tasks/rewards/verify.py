@@ -163,7 +163,7 @@ VERIFIERS = tuple(_VERIFIERS)
 
 
 def verify(verifier: str, truth: str, answer: str) -> Outcome:
-    """Compares an answer with the ground truth.
+    r"""Compares an answer with the ground truth; of an answer in prose, what stands in its one \boxed{} counts.
 
     Returns:
         CORRECT or WRONG; UNSCORABLE only if the ground truth (or the verifier's name) cannot be used.
@@ -171,6 +171,8 @@ def verify(verifier: str, truth: str, answer: str) -> Outcome:
     check = _VERIFIERS.get(verifier)
     if check is None:
         return Outcome.UNSCORABLE
+    if answer.count("\\boxed") == 1:  # a summary in prose; several boxes are several answers
+        answer = boxed(answer) or answer
     try:
         if len(answer) > MAX_ANSWER:
             check(truth, "")  # still tells an unscorable truth from a wrong answer
@@ -178,6 +180,22 @@ def verify(verifier: str, truth: str, answer: str) -> Outcome:
         return Outcome.CORRECT if check(truth, answer) else Outcome.WRONG
     except GoldError:
         return Outcome.UNSCORABLE
+
+
+def boxed(solution: str) -> str:
+    r"""Content of the last \boxed{...}, \fbox{...} or `\boxed 5` of a LaTeX text, braces balanced; "" without one."""
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    if start < 0:
+        return ""
+    rest = re.sub(r"^\\(?:boxed|fbox)\s*", "", solution[start:])
+    if not rest.startswith("{"):
+        return re.split(r"[\s$.]", rest, maxsplit=1)[0]
+    depth = 0
+    for position, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[1:position].strip()
+    return ""
 
 
 def gold_answer(record: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import DataError
-from tasks.generation.sampler import Sampling, TorchSampler
+from tasks.generation.sampler import Rollout, Sampling, TorchSampler
 from tasks.generation.transformer import fingerprint
-from tasks.rewards.total import Reward, score
+from tasks.rewards.total import Reward, Rewarder
 from tasks.template import render
 from tasks.training.batching import Sample, micro_batches, pad, token_logprobs
 from tasks.training.grpo import Objective, Totals, loss
@@ -39,11 +39,11 @@ class Actor:
 
     def __init__(
         self, policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase,
-        records: Mapping[str, Mapping[str, Any]], gradients: Tensor, format_weight: float,
+        records: Mapping[str, Mapping[str, Any]], gradients: Tensor, rewarder: Rewarder,
     ) -> None:  # fmt: skip
         """`gradients`: [lanes, parameters] in shared memory; `reference` is None if beta is 0."""
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
-        self.records, self.gradients, self.format_weight = records, gradients, format_weight
+        self.records, self.gradients, self.rewarder = records, gradients, rewarder
         self.fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # Llama 3 has no pad token
         self.prompts = {key: tokenizer.encode(render(r["messages"][-1]["content"])) for key, r in records.items()}
         self._sampler: TorchSampler | None = None
@@ -65,16 +65,19 @@ class Actor:
         """
         sampler = self._sampler_at(version)
         groups = sampler.generate([self.prompts[i] for i in ids], sampling, torch.Generator().manual_seed(seed))
-        return [self._output(key, rollout) for key, group in zip(ids, groups, strict=True) for rollout in group]
+        return self._outputs([(key, rollout) for key, group in zip(ids, groups, strict=True) for rollout in group])
 
-    def _output(self, key: str, rollout: Any) -> Output:
-        record = self.records[key]
-        text = self.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
-        reward = score(record, text, rollout.finished, self.format_weight)
-        return Output(
-            key, self.prompts[key], rollout.token_ids, rollout.logprobs, rollout.finished,
-            text, record["language"], reward, self._fingerprint,
-        )  # fmt: skip
+    def _outputs(self, made: Sequence[tuple[str, Rollout]]) -> list[Output]:
+        records = [self.records[key] for key, _ in made]
+        texts = [self.tokenizer.decode(rollout.token_ids, skip_special_tokens=True) for _, rollout in made]
+        rewards = self.rewarder(records, texts, [rollout.finished for _, rollout in made])
+        return [
+            Output(
+                key, self.prompts[key], rollout.token_ids, rollout.logprobs, rollout.finished,
+                text, record["language"], reward, self._fingerprint,
+            )
+            for (key, rollout), record, text, reward in zip(made, records, texts, rewards, strict=True)
+        ]  # fmt: skip
 
     def gradient(
         self,

@@ -19,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.config import Zero
+from tasks.config import RL
 from tasks.errors import SecondThoughtError
 from tasks.evaluation.metrics import mean_or_zero
 from tasks.generation.sampler import Sampling
 from tasks.monitoring.steps import describe
+from tasks.rewards.total import Rewarder
 from tasks.training import checkpoint
 from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
 from tasks.training.batching import Sample
@@ -32,7 +33,12 @@ from tasks.training.workers import Workers
 
 LANES = 4  # gradients are summed in four lanes whatever the number of workers; up to four workers share the work
 CHUNK = 8  # prompts that are sampled together: 8 x 16 rows fill one core, and four chunks a rollout keep two busy
+VALIDATION_SAMPLES = 4
+SHOWN = ("reward", "accuracy", "reward_preference", "length", "entropy")  # beside the progress bar
 GAP_TOLERANCE = 1e-3  # nats between sampler and trainer for the same weights; measured 1e-5 in fp32
+
+
+Draw = Callable[[int], Sequence[str]]  # number of a rollout -> ids of its prompts
 
 
 class StaleWeightsError(SecondThoughtError):
@@ -112,17 +118,18 @@ class Trainer:
     """One RL run: policy, optimizer, reference and workers. `run` is the loop; everything else is a step of it."""
 
     def __init__(
-        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, Any]],
-        validation: Sequence[Mapping[str, Any]], params: Zero, seed: int, workers: int,
+        self, name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: Draw, records: Sequence[Mapping[str, Any]],
+        validation: Sequence[Mapping[str, Any]], rewarder: Rewarder, params: RL, workers: int,
     ) -> None:  # fmt: skip
-        self.params, self.seed, self.records, self.validation = params, seed, list(records), list(validation)
+        """`draw`: the ids of a rollout's prompts, all of them in `records`; `validation`: problems that rules can verify."""
+        self.name, self.params, self.seed, self.draw, self.validation = name, params, params.seed, draw, list(validation)
         self.policy = policy.share_memory()
         self.policy.train(False)  # no dropout: the trainer's log-probs are the sampler's
         self.reference = copy.deepcopy(policy).share_memory() if params.beta > 0 else None
         self.weights = list(self.policy.parameters())
         self.gradients = torch.zeros(LANES, sum(p.numel() for p in self.weights)).share_memory_()
         known = {r["id"]: r for r in [*records, *validation]}
-        self.actor = Actor(self.policy, self.reference, tokenizer, known, self.gradients, params.format_weight)
+        self.actor = Actor(self.policy, self.reference, tokenizer, known, self.gradients, rewarder)
         self.workers = Workers(self.actor, workers)
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
         self.objective = Objective(params.ratio, params.denominator, params.clip_low, params.clip_high, params.beta)
@@ -149,7 +156,7 @@ class Trainer:
 
     def roll_out(self) -> list[Output]:
         params = self.params
-        ids = rollout_prompts(self.records, self.seed, self.state.rollout, params.prompts_per_rollout)
+        ids = self.draw(self.state.rollout)
         sampling = Sampling(params.temperature, 1.0, params.max_new_tokens(self.state.step), params.group_size)
         outputs = self.sample(ids, "rollout", sampling)
         self.state.tokens_sampled += sum(len(o.completion) for o in outputs)
@@ -190,8 +197,8 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.params.gradient_norm))
         if not math.isfinite(norm):  # before the optimizer: the weights and every checkpoint stay good
             raise DivergedError(
-                f"step {self.state.step}: the gradient's norm is {norm}; nothing was updated. Lower zero.learning_rate (now "
-                f"{self.params.learning_rate:g}) or zero.clip_high, and run again"
+                f"step {self.state.step}: the gradient's norm is {norm}; nothing was updated. Lower {self.name}.learning_rate "
+                f"(now {self.params.learning_rate:g}) or {self.name}.clip_high, and run again"
             )
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.step()
@@ -214,10 +221,10 @@ class Trainer:
         self.state.reference_age, self.state.reference_updates = 0, self.state.reference_updates + 1
 
     def validate(self) -> float:
-        """pass@1 on the validation problems with 4 samples each at temperature 1."""
-        sampling = Sampling(1.0, 1.0, self.params.max_new_tokens(self.state.step), 4)
+        """pass@1 on the validation problems with VALIDATION_SAMPLES samples each at temperature 1."""
+        sampling = Sampling(1.0, 1.0, self.params.max_new_tokens(self.state.step), VALIDATION_SAMPLES)
         outputs = self.sample([r["id"] for r in self.validation], "validation", sampling)
-        return mean_or_zero([o.reward.accuracy for o in outputs])
+        return mean_or_zero([o.reward.accuracy for o in outputs if o.reward.accuracy is not None])
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
 
@@ -243,6 +250,8 @@ class Trainer:
             self.state.step += 1
             self.refresh_reference()
             rows.append(row)
+        if self.state.step == params.steps:
+            rows[-1]["validation_pass1"] = self.validate()  # of what is published
         self.state.rollout += 1
         self.state.rows += rows
         return rows
@@ -262,13 +271,13 @@ class Trainer:
         """
         self.resume(folder)
         publish(self.state.rows)  # a kill may have come between checkpoint and publication; what is known already is dropped there
-        with tqdm(total=self.params.steps, initial=self.state.step, desc="zero", unit="step", mininterval=1) as bar:
+        with tqdm(total=self.params.steps, initial=self.state.step, desc=self.name, unit="step", mininterval=1) as bar:
             while self.state.step < self.params.steps:
                 rows = self.one_rollout()
                 if self.state.rollout % self.params.checkpoint_every == 0 or self.state.step == self.params.steps:
                     self.save(folder)
                 publish(rows)
-                shown = {k: f"{rows[-1][k]:.2f}" for k in ("reward", "accuracy", "length", "entropy")}
+                shown = {k: f"{rows[-1][k]:.2f}" for k in SHOWN if rows[-1][k] is not None}
                 bar.set_postfix(shown | {"kl": f"{rows[-1]['kl']:.4f}"}, refresh=False)
                 bar.update(len(rows))
         return self.state

@@ -250,7 +250,30 @@ class Cipher:
         return str(apply(self.operator, self.digit(self.asked[0]), self.digit(self.asked[1])))
 
 
+@dataclass(frozen=True)
+class Open:
+    """A fact of the world asked without options. No rule reads the answer: a judge compares it with the reference."""
+
+    family: ClassVar[str] = "open"
+    domain: ClassVar[str] = "stem"
+    verifier: ClassVar[str] = "judge"
+    level: ClassVar[int] = 1
+    relation: str
+    subject: int
+
+    def prompt(self, language: str) -> str:
+        # "is" keeps it apart from the choice problem "Kind of dog? A ...": else that would contain this one (data/overlap.py).
+        phrase, _, pairs = RELATIONS[self.relation]
+        name = pairs[self.subject][0][side(language)]
+        return f"{phrase[0].capitalize()} of {name} is?" if language == "en" else f"{name}的{phrase[1]}是？"
+
+    def truth(self, language: str) -> str:
+        return RELATIONS[self.relation][2][self.subject][1][side(language)]
+
+
 Problem = Calc | Fill | Expression | Choice | Order | Cipher
+OPEN = tuple(Open(relation, i) for relation, (_, _, pairs) in RELATIONS.items() for i in range(len(pairs)))
+OPEN_SHARE = 0.006  # of all problems, as far as the 44 facts go; they take the place of general prompts, within the shares' tolerance
 # Families of a verifiable domain with their share of it.
 FAMILIES: dict[str, tuple[tuple[type[Problem], float], ...]] = {
     "math": ((Calc, 0.4), (Fill, 0.6)),
@@ -276,7 +299,7 @@ def held_out(identifier: str) -> bool:
     return hash_share(identifier) < HELD_OUT
 
 
-def identify(problem: Problem) -> str:
+def identify(problem: Problem | Open) -> str:
     """The id of a problem; its canonical form is the repr of its fields, without the language."""
     return problem_id(problem.family, repr(problem))
 
@@ -288,8 +311,8 @@ def draw(rng: random.Random, domain: str | None = None) -> Problem:
     return rng.choices(kinds, shares)[0].draw(rng)
 
 
-def record(problem: Problem, language: str) -> dict:
-    """The prompt record (docs/data.md) of a verifiable problem in one language, still without a split."""
+def record(problem: Problem | Open, language: str) -> dict:
+    """The prompt record (docs/data.md) of a problem with a truth in one language, still without a split."""
     return {
         "id": identify(problem),
         "domain": problem.domain,
@@ -333,8 +356,16 @@ def generate(count: int, seed: int) -> list[dict]:
     """
     rng = random.Random(f"problems-{seed}")
     total = sum(DOMAIN_SHARES.values())
+    asked = _open(min(len(OPEN), round(OPEN_SHARE * count)), seed)
     records: list[dict] = []
     for domain, share in DOMAIN_SHARES.items():
-        wanted = round(count * share / total) if domain != "safety" else count - len(records)
+        wanted = round(count * share / total) if domain != "safety" else count - len(records) - len(asked)
+        wanted -= len(asked) if domain == "general" else 0
         records += _unique(wanted, partial(_draw_record, rng, domain), domain)
-    return records
+    return records + asked
+
+
+def _open(count: int, seed: int) -> list[dict]:
+    """Open questions with a generator of their own, so that they move no other problem."""
+    rng = random.Random(f"open-{seed}")
+    return [record(problem, _language(rng)) for problem in rng.sample(OPEN, count)]

@@ -61,6 +61,10 @@ def test_a_good_dataset_holds(world: Rows, tmp_path: Path, monkeypatch: pytest.M
     assert all("holds" in line for line in table[2:])
 
 
+def test_open_questions_are_in_the_dataset(world: Rows) -> None:
+    assert [row["verifier"] for row in world].count("judge") == 5
+
+
 def test_every_family_with_a_verifier_is_swapped(world: Rows) -> None:
     report = contracts.check("prompts", records.to_table(world))
     swapped = {check.column: float(check.observed) for check in report.checks if check.column.startswith("swapped")}
@@ -152,6 +156,9 @@ BAD_GOLDS = [
     ("expr", '{"variable": "x", "tests": [[1, 3]], "gold": "x + 1"}', "WRONG"),
     ("order", "", "UNSCORABLE"),
     ("json", "{}", "verifier none, yet truth"),
+    ("write", " ", "verifier none, yet truth"),
+    ("open", "", "verifier judge, yet truth"),
+    ("open", " \n", "verifier judge, yet truth"),
 ]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data import overlap
 from data.contracts import ContractError
 from tasks import curate, errors, records
 from tasks.config import Curate, load_params
@@ -74,6 +75,16 @@ def test_outputs(curated: curate.Curated, tmp_path: Path) -> None:
 def test_held_out_problems_are_those_that_the_base_never_saw(curated: curate.Curated) -> None:
     held_out = [row["id"] for split in ("validation", "test") for row in curated.splits[split]]
     assert held_out and all(problems.held_out(identifier) for identifier in held_out)
+
+
+def test_open_questions_reach_the_splits_and_cost_no_other_problem(curated: curate.Curated) -> None:
+    """ "Kind of dog is?" is neither held in "Kind of dog? A mammal, ..." nor the other way round, whichever is a test problem."""
+    assert sum(row["verifier"] == "judge" for rows in curated.splits.values() for row in rows) == 4
+    both = [problems.record(question, language) for question in problems.OPEN for language in ("en", "zh")]
+    choices = [row for row in problems.generate(3000, 0) if row["family"] == "choice"]
+    for test, train in ((both, choices), (choices, both)):
+        rows = [row | {"split": "test"} for row in test] + [row | {"split": "train"} for row in train]
+        assert overlap.find(rows, 10) == {}
 
 
 def test_any_prefix_is_a_fair_sample(curated: curate.Curated) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks import records
 from tasks.errors import DataError
-from tasks.rewards.verify import Outcome, verify
+from tasks.rewards.verify import Outcome, boxed, verify
 
 GSM8K = {
     "question": "Natalia sold clips to 48 friends in April, and half as many in May. How many did she sell altogether?",
@@ -112,7 +112,7 @@ def test_math_500_and_its_oddities(tmp_path: Path) -> None:
     ],
 )
 def test_boxed(solution: str, answer: str) -> None:
-    assert records.boxed(solution) == answer
+    assert boxed(solution) == answer
 
 
 def test_own_layout(tmp_path: Path) -> None:
@@ -122,6 +122,16 @@ def test_own_layout(tmp_path: Path) -> None:
     assert made["id"] == records.problem_id("quiz", OWN["messages"][0]["content"])
     assert (given_id["id"], given_id["level"], given_id["language"]) == ("quiz-0123456789abcdef", 4, "en")
     assert "split" not in made and "split" not in given_id
+
+
+def test_own_layout_keeps_the_reference_of_a_judge(tmp_path: Path) -> None:
+    judged, unjudged, *_ = load(write_jsonl(tmp_path / "mine.jsonl", OWN | {"verifier": "judge"}, OWN | {"verifier": "none"}))
+    assert (judged["verifier"], judged["truth"]) == ("judge", OWN["truth"])
+    assert (unjudged["verifier"], unjudged["truth"]) == ("none", "")
+    for truth in ("", " ", None):
+        path = write_jsonl(tmp_path / "blank.jsonl", OWN | {"verifier": "judge", "truth": truth})
+        with pytest.raises(DataError, match="row 1: truth is"):
+            load(path)
 
 
 def test_own_layout_reads_what_the_project_writes(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -11,9 +13,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tasks.rewards.verify import Outcome, verify
+from tasks.rewards.verify import VERIFIERS, Outcome, verify
 from tasks.template import render
-from tasks.world import corpus, problems, thoughts
+from tasks.world import corpus, general, problems, thoughts
 from tasks.world.probes import FLOORS
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +29,56 @@ def documents() -> list[corpus.Document]:
 def test_domains_and_languages_come_in_the_papers_proportions():
     records = problems.generate(4000, 1)
     total = sum(problems.DOMAIN_SHARES.values())
+    # Open questions are stem problems in the place of general ones.
+    moved = Counter({"stem": -problems.OPEN_SHARE, "general": problems.OPEN_SHARE})
     for domain, count in Counter(r["domain"] for r in records).items():
-        assert count / 4000 == pytest.approx(problems.DOMAIN_SHARES[domain] / total, abs=0.001)
+        assert count / 4000 + moved[domain] == pytest.approx(problems.DOMAIN_SHARES[domain] / total, abs=0.001)
     assert Counter(r["language"] for r in records)["en"] / 4000 == pytest.approx(0.6, abs=0.03)
     assert len({r["id"] for r in records}) == 4000
+
+
+def test_general_families_come_in_their_shares():
+    records = [r for r in problems.generate(8000, 1) if r["domain"] == "general"]
+    counts = Counter(r["family"] for r in records)
+    assert counts.keys() == general.PROMPTS["general"].keys()
+    for family, share in general.PROMPTS["general"].items():
+        # Few greetings, questions of identity and calls exist; what repeats is drawn anew, mostly as another family.
+        assert counts[family] / len(records) == pytest.approx(share, abs=0.03), family
+    assert all(math.isclose(sum(shares.values()), 1) for table in (general.PROMPTS, general.CORPUS) for shares in table.values())
+    assert all(general.prompt(general.read(r["messages"][0]["content"])) == r["messages"][0]["content"] for r in records)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(50, 0), (100, 1), (1000, 6), (8000, 44)])
+def test_open_questions_come_last_and_are_few(count, expected):
+    records = problems.generate(count, 2)
+    assert len(records) == len({r["id"] for r in records}) == count
+    asked = records[count - expected :]
+    assert [r["verifier"] for r in records].count("judge") == expected == sum(r["family"] == "open" for r in asked)
+    assert all((r["domain"], r["verifier"]) == ("stem", "judge") and r["truth"].strip() for r in asked)
+    if expected == 44:
+        assert {r["id"] for r in asked} == {problems.identify(question) for question in problems.OPEN}
+        assert {r["language"] for r in asked} == {"en", "zh"}
+        assert [r["id"] for r in asked] != [r["id"] for r in problems.generate(count, 3)[-44:]]
+
+
+def test_an_open_question_is_one_problem_in_both_languages():
+    question = problems.Open("biology", 0)
+    assert (question.prompt("en"), question.truth("en")) == ("Kind of dog is?", "mammal")
+    assert (question.prompt("zh"), question.truth("zh")) == ("狗的类是？", "兽")
+    assert problems.record(question, "en")["id"] == problems.record(question, "zh")["id"] == problems.identify(question)
+
+
+def test_what_the_shipped_models_were_made_from_does_not_move():
+    """Any change in the order of draws shows here: the base's corpus, and the verifiable problems of seed 0."""
+    digest = hashlib.sha256()
+    for document in corpus.documents(20_000, 0):
+        digest.update(f"{document.text}\0{document.kind}\0{document.given}\n".encode())
+    assert digest.hexdigest() == "93a25789798d21f6631bc5255060a35b6821e6acdd6cede15f6a437e6d061c4b"
+    ids = [r["id"] for r in problems.generate(8000, 0) if r["verifier"] in VERIFIERS]
+    assert (
+        len(ids) == 4050
+        and hashlib.sha256("\n".join(ids).encode()).hexdigest() == "69cea3e7029cf8d2098f18dc113412d593420294cf80f210ad10566be40aa114"
+    )
 
 
 def test_too_many_problems_are_refused():
@@ -61,7 +109,7 @@ def question(document: corpus.Document) -> str | None:
 def test_the_corpus_holds_no_held_out_problem(documents):
     shown = {text for document in documents if (text := question(document))}
     assert len(shown) > 5000  # conversations and worked examples are recognised
-    drawn = [r for seed in range(4) for r in problems.generate(6000, seed) if r["verifier"] != "none"]
+    drawn = [r for seed in range(4) for r in problems.generate(6000, seed) if r["verifier"] in VERIFIERS]
     held, free = ([r for r in drawn if problems.held_out(r["id"]) is side] for side in (True, False))
     assert len(held) > 1000
     assert any(r["messages"][0]["content"] in shown for r in free)  # the comparison can find a problem

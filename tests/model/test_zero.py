@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks import records
-from tasks.config import Params
+from tasks.config import RL, Params
 from tasks.errors import DataError
 from tasks.generation import model_folder
 from tasks.generation.sampler import TorchSampler
+from tasks.rewards.total import Rewarder
+from tasks.training import rl_stage
 from tasks.training.actor import check_lengths
 from tasks.training.rl import DivergedError, StaleWeightsError, Trainer
 from tasks.world import problems
@@ -125,7 +128,7 @@ def test_what_it_writes_transformers_loads_and_the_steps_are_complete(tmp_path, 
     assert [int(r["step"]) for r in rows] == list(range(8))
     assert [int(r["max_new_tokens"]) for r in rows] == [24] * 4 + [32] * 4
     assert [int(r["reference_age"]) for r in rows] == [0, 1, 2, 0, 1, 2, 0, 1]  # replaced after steps 3 and 6
-    assert [bool(r["validation_pass1"]) for r in rows] == [True, False, False, False, True, False, False, False]
+    assert [bool(r["validation_pass1"]) for r in rows] == [True, False, False, False, True, False, False, True]
     assert all(float(r["sampler_gap"]) < 1e-3 for r in rows[::2])
     assert float(rows[0]["kl"]) == pytest.approx(0, abs=1e-6) and float(rows[2]["kl"]) > 0
 
@@ -135,7 +138,11 @@ def trainer(tmp_path: Path, **zero: object) -> Trainer:
     params["zero"] |= SMALL | zero
     rows = [r for r in problems.generate(400, 0) if r["family"] in ("choice", "cipher")]
     policy, tokenizer = model_folder.load(ROOT / "models/base")
-    return Trainer(policy, tokenizer, rows, rows[:4], Params.model_validate(params).zero, 0, 0)
+    return of(policy, tokenizer, rows, Params.model_validate(params).zero)
+
+
+def of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], settings: RL) -> Trainer:
+    return Trainer("zero", policy, tokenizer, rl_stage.in_order(rows, settings), rows, rows[:4], Rewarder(), settings, 0)
 
 
 def test_a_dozen_rollouts_raise_the_reward(tmp_path):
@@ -201,7 +208,7 @@ def test_a_tied_llama_without_a_pad_token_trains_and_resumes(tmp_path):
 
     def fresh() -> Trainer:
         torch.manual_seed(0)
-        return Trainer(LlamaForCausalLM(config).eval(), tokenizer, run.records, run.validation, run.params, 0, 0)
+        return of(LlamaForCausalLM(config).eval(), tokenizer, list(run.actor.records.values()), run.params)
 
     straight = fresh()
     straight.one_rollout()

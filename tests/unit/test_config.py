@@ -41,6 +41,13 @@ def test_the_shipped_file_is_valid_and_its_sizes_follow():
         ("zero", {"limits": [{"step": 5, "tokens": 10}]}, "limits must start at step 0"),
         ("zero", {"ratio": "word"}, "zero.ratio"),
         ("curate", {"train": 0.5, "validation": 0.1, "test": 0.1}, "0.5 .* 0.1 .* 0.1 = 0.7, not 1"),
+        ("rl", {"betta": 1}, "zero.betta: unknown parameter.*dev2.betta"),
+        ("dev2", {"base": "models/base"}, "dev2.base: unknown parameter"),
+        ("r1", {"preference_steps": 400}, "preference_steps 400 must be at most steps"),
+        ("r1", {"preference_steps": 6}, "multiple of minibatches 4"),
+        ("sft", {"epochs": 0}, "dev1.epochs: .*; dev3.epochs"),
+        ("rejection", {"judge": {"url": "ftp://x", "model": "m"}}, "rejection.judge.url"),
+        ("cold_start", {"refiner": {"url": "http://x/v1", "model": "m", "key": "secret"}}, "cold_start.refiner.key: unknown parameter"),
         ("nonsense", {"a": 1}, "nonsense: unknown parameter"),
     ],
 )
@@ -60,3 +67,11 @@ def test_a_missing_and_a_broken_file(tmp_path):
 def test_the_length_limit_rises_at_its_step(tmp_path):
     zero = load_params(changed(tmp_path, zero={"limits": [{"step": 0, "tokens": 10}, {"step": 4, "tokens": 20}]})).zero
     assert [zero.max_new_tokens(step) for step in (0, 3, 4, 99)] == [10, 10, 20, 20]
+
+
+def test_a_stage_overrides_what_its_kind_shares(tmp_path):
+    params = load_params(
+        changed(tmp_path, rl={"beta": 0.5, "clip_high": 0.3}, dev2={"clip_high": 10}, sft={"epochs": 7}, dev3={"epochs": 1})
+    )
+    assert (params.zero.beta, params.zero.clip_high, params.dev2.beta, params.dev2.clip_high) == (0.5, 0.3, 0.5, 10)
+    assert (params.dev1.epochs, params.dev3.epochs) == (7, 1)

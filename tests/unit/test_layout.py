@@ -20,7 +20,8 @@ from tasks.environment import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"benchmarks", "data", "flows", "infra", "tasks"}
-STAGES = ["curate", "zero", "evaluate", "report"]
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
+STAGES = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1", "evaluate", "compare", "report"]
 PINS = {
     "torch": "2.13.0",
     "transformers": "5.19.0",
@@ -121,10 +122,10 @@ def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
         assert core["analytics"] is False and core["check_update"] is False
         cached = {out.def_path for stage in repo.index.stages for out in stage.outs if out.use_cache}
     assert cached == {
-        "data/curated",
-        "models/zero",
+        *(f"data/{name}" for name in ("curated", "cold_start", "rejection", "preferences")),
+        *(f"models/{name}" for name in ("zero", "dev1", "dev2", "dev3", "r1", "reward_helpful", "reward_safety")),
         "reports/report.html",
-        *(f"data/samples/{m}.parquet" for m in ("base", "zero", "zero_no_reflection")),
+        *(f"data/samples/{m}{kind}.parquet" for m in MODELS for kind in ("", "_open")),
     }
 
 

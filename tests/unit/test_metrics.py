@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluation.metrics import SamplesError, equal_answers, interval, pass_at_k, summarize, vote
+from tasks.evaluation.metrics import SamplesError, clustered, equal_answers, interval, pass_at_k, summarize, vote
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -40,6 +40,16 @@ def test_interval_covers_the_mean_about_as_often_as_it_says():
         found = interval((rng.random(60) < 0.3).tolist(), seed=trial, resamples=300)
         hits += found["low"] <= 0.3 <= found["high"]
     assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_samples_of_one_prompt_are_not_independent():
+    values, prompts = pd.Series([1.0, 1, 1, 1, 0, 0, 0, 0]), pd.Series(list("aaaabbbb"))
+    assert clustered(values, prompts) == {"mean": 0.5, "low": 0.0, "high": 1.0}
+    by_problem = interval([0.2, 0.6, 0.4])
+    assert clustered(pd.Series([0.1, 0.3, 0.6, 0.6, 0.4, 0.4]), pd.Series(list("aabbcc"))) == pytest.approx(by_problem)
+    gap = clustered(pd.Series([np.nan, 1.0, 0.0, 0.0]), pd.Series(list("abcc")))
+    assert gap is not None and gap["mean"] == pytest.approx(1 / 3)  # a has no value
+    assert clustered(pd.Series([np.nan]), pd.Series(["a"])) is None
 
 
 RECORD = {"domain": "math", "family": "calc", "level": 2, "language": "en", "verifier": "math", "truth": "7"}
@@ -79,6 +89,12 @@ def test_summary_by_hand():
     assert found["mixed_share"] == pytest.approx(4 / 7)
     assert found["length"]["mean"] == 4.5
     assert found["by_level"]["calc-3"]["pass@1"] == 0.25
+    assert found["by_level"]["calc-3"]["intervals"] == {"pass@1": None, "cons@4": None}  # one problem has no spread
+    assert found["by_domain"]["math"]["intervals"] == {"pass@1": found["pass@1"], "cons@4": found["cons@4"]}
+    assert {name: found["intervals"][name]["mean"] for name in ("format", "wait_share", "language_consistency", "mixed_share")} == {
+        name: pytest.approx(found[name]) for name in ("format", "wait_share", "language_consistency", "mixed_share")
+    }
+    assert found["intervals"]["length"] == {"mean": 4.5, "low": 2.5, "high": 6.5}  # problem a has 2.5 tokens a sample, b 6.5
 
 
 @given(st.permutations(range(8)))

@@ -14,10 +14,11 @@ import pytest
 
 from tasks import report
 from tasks.errors import DataError
-from tasks.monitoring import examples, figures, plots
-from tests.fake_run import RAISED, TAKEOFF, steps_table, write_run
+from tasks.monitoring import examples, figures, plots, stage_table, zero_page
+from tests.fake_run import RAISED, TAKEOFF, r1_table, steps_table, write_run
 
 SHOWN = 8
+FROM_DEV1_ON = 2 + 4 + 4 + 1  # losses, curves of Dev2 and of R1, the monitor
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +87,19 @@ def test_the_headline_figures_are_those_of_the_metrics(root: Path, page: str) ->
     for figure in (base["pass@1"]["mean"], zero["pass@1"]["low"], zero["cons@4"]["mean"], mute["pass@1"]["mean"]):
         assert f"{100 * figure:.1f}" in text
     assert "the majority of 4 answers" in text
+    r1 = json.loads((root / "reports/metrics/evaluate_r1.json").read_text())
+    assert f"an R1 that solves {100 * r1['pass@1']['mean']:.1f} %" in text
+    assert "prefers R1's answer to Dev3's on 76.5 % of general prompts" in text
 
 
 def test_the_cost_of_forbidding_is_paired_by_problem(root: Path) -> None:
     inputs = report.load(root)
-    cost = report.cost_of_forbidding(inputs)
+    cost = zero_page.cost_of_forbidding(inputs)
     free, forbidden = (inputs[f"samples_{m}"]["correct"].mean() for m in ("zero", "zero_no_reflection"))
     assert cost is not None and cost["mean"] == pytest.approx(free - forbidden)
     assert cost["low"] < cost["mean"] < cost["high"]
     shifted = inputs | {"samples_zero_no_reflection": inputs["samples_zero"]}
-    assert report.cost_of_forbidding(shifted) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert zero_page.cost_of_forbidding(shifted) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_events_are_found_and_told(page: str) -> None:
@@ -113,16 +117,31 @@ def test_every_section_is_there(page: str) -> None:
         *("Is reflection the cause", "Held-out problems, side by side", "Harder problems, longer thoughts?"),
         *("Data and its checks", "Beside the paper", "What differs from the paper", "What each number means"),
         *("Provenance", "gold answers verify", "3 from train (the same words)", "15.6 → 77.9", "zero.learning_rate"),
-        *("zero-fingerprint", "812,345 parameters", "0" * 64),
+        *("zero-fingerprint", "r1-fingerprint", "812,345 parameters", "0" * 64),
+        *(
+            "The stages, side by side",
+            "Cold start and Dev1",
+            "Dev2: reinforcement",
+            "Rejection sampling and Dev3",
+            "Is the reward model being",
+        ),
+        *("2,479 samples of 640 problems", "the loss goes from 0.067 to 0.023", "87.3 % of pairs", "AUC 0.941", "55.2 %", "41.2"),
+        *("Is the reward model being exploited?", "No alarm:", "Preferences are those of a made-up judge"),
     ):
         assert words in text, words
-    assert page.count("<svg") == 10 + 10 + 1 + 2  # curves, words, families, levels
-    assert "Not here yet" not in text
+    assert page.count("<svg") == 10 + 10 + 1 + 2 + FROM_DEV1_ON  # Zero's curves, words, families, levels
+    assert "Not here yet" not in text and "The price of the language reward" not in text
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: drawing all of them takes seconds."""
+    for module, name in ((plots, "curve"), (plots, "sparkline"), (figures, "dots")):
+        monkeypatch.setattr(module, name, lambda *_, **__: "<svg></svg>")
 
 
 @pytest.mark.parametrize("name", sorted(report.SOURCES))
-def test_a_missing_input_is_named_with_the_command_that_makes_it(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "to_svg", lambda *_, **__: "<svg></svg>")  # drawing takes 2 s
+def test_a_missing_input_is_named_with_the_command_that_makes_it(root: Path, name: str, undrawn: None) -> None:
     inputs = report.load(root) | {name: None}
     page = report.render(inputs, SHOWN)
     outline(page)
@@ -137,6 +156,82 @@ def test_an_empty_folder_gives_a_page_that_names_every_input(tmp_path: Path) -> 
         assert source.path in text
 
 
+def test_a_run_that_ended_with_zero_says_so(root: Path, undrawn: None) -> None:
+    later = [name for name in report.SOURCES if re.search("dev|r1|cold|rejection|reward|compare", name)]
+    inputs = report.load(root) | dict.fromkeys(later)
+    page = report.render(inputs, SHOWN)
+    outline(page)
+    assert "This run has gone as far as R1-Zero" in said(page) and page.count("<svg") == 23
+
+
+def test_the_stage_table_by_hand() -> None:
+    def known(mean: float) -> dict:
+        found = {"mean": mean, "low": 0.1, "high": 0.9}
+        return {
+            "samples_per_problem": 16, "pass@1": found, "cons@16": found,
+            "by_domain": {"math": {"intervals": {"pass@1": found, "cons@16": None}}},
+            "intervals": dict.fromkeys(("language_consistency", "mixed_share", "length"), found),
+            "open": dict.fromkeys(("refusal", "trivial_thought", "trivial_empty"), found) | {
+                "unsafe": None, "left_out": {"unsafe": "no harm"}},
+        }  # fmt: skip
+
+    evaluations = {"base": known(0.2), "zero": None, "dev1": None, "dev2": None, "dev3": known(0.7), "r1": known(0.8)}
+    share = {"mean": 0.75, "low": 0.7, "high": 0.8}
+    compared = {"baseline": "dev3", "models": {"r1": {"preferred": {"strict": share, "half": None}}}}
+    one, votes, chains, without_rule = stage_table.blocks(evaluations, compared)
+    nobody = dict.fromkeys(evaluations)
+    assert [row.name for row in one.rows] == ["Mathematics", "Code", "STEM", "Logic", "All problems"]
+    assert {stage: cell and cell["mean"] for stage, cell in one.rows[0].cells.items()} == nobody | {"base": 0.2, "dev3": 0.7, "r1": 0.8}
+    assert votes.title.endswith("(cons@16)") and one.rows[1].cells == votes.rows[0].cells == nobody  # no code; no interval of one problem
+    assert chains.rows[2].cells["dev3"] == {"mean": 0.7, "low": 0.1, "high": 0.9} and not chains.rows[2].percent
+    preferred, half, unsafe, refusal, *_ = without_rule.rows
+    assert preferred.cells == nobody | {"r1": share} and half.cells == unsafe.cells == nobody
+    assert refusal.cells == nobody | {stage: evaluations[stage]["open"]["refusal"] for stage in ("base", "dev3", "r1")}  # type: ignore[index]
+    assert stage_table.left_out(evaluations) == ["unsafe: no harm"]
+    assert stage_table.blocks(evaluations, None)[3].rows[0].cells == nobody
+    assert stage_table.blocks(nobody, compared) == []
+
+
+def test_the_stage_table_shows_the_metrics(root: Path, page: str) -> None:
+    text = said(page)
+    for stage in stage_table.STAGES:
+        told = json.loads((root / f"reports/metrics/evaluate_{stage}.json").read_text())
+        for found in (told["by_domain"]["code"]["intervals"]["pass@1"], told["open"]["format"]):
+            assert 0 <= found["low"] <= found["high"] <= 1
+        code = told["by_domain"]["code"]["intervals"]["pass@1"]
+        assert f"{100 * code['mean']:.1f} {100 * code['low']:.1f}–{100 * code['high']:.1f}" in text
+        length = told["intervals"]["length"]
+        assert f"{length['mean']:.1f} {length['low']:.1f}–{length['high']:.1f}" in text
+
+
+def test_an_alarm_of_the_monitor_is_told_and_marked(root: Path) -> None:
+    inputs = report.load(root)
+    alarm = {"first_step": 44, "last_step": 58, "reward_rise": 0.125, "benchmark_fall": 0.2, "reward_p": 1e-5, "benchmark_p": 0.004}
+    page = report.render(inputs | {"r1_summary": inputs["r1_summary"] | {"hacking": alarm}}, SHOWN)
+    assert "Alarm. From step 44 to 58 the reward model's score rises by 0.125 (p = 1e-05)" in said(page)
+    assert "falls by 20.0 points (p = 0.004)" in said(page)
+    assert "they part" in page and "No alarm" not in page
+    assert "they part" not in figures.monitor(r1_table(), None, "quiet")
+
+
+def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(root: Path, undrawn: None) -> None:
+    price = {
+        "with": {"pass@1": 0.911, "language_consistency": 0.987},
+        "without": {"pass@1": 0.923, "language_consistency": 0.801},
+        "seeds": 3,
+    }
+    text = said(report.render(report.load(root) | {"language_price": price}, SHOWN))
+    assert "with the reward 91.1 98.7 without 92.3 80.1" in text and "means of 3 seeds" in text
+
+
+def test_open_examples_are_picked_by_the_rule_that_is_printed(root: Path) -> None:
+    inputs = report.load(root)
+    found = examples.open_examples(inputs["samples_dev3_open"], inputs["samples_r1_open"].iloc[::-1])
+    families = inputs["samples_r1_open"].groupby("family")["prompt_id"]
+    assert [e.id for e in found] == [min(ids, key=lambda i: i.split("-")[1]) for _, ids in families]
+    assert [e.family for e in found] == sorted({e.family for e in found}) and len(found) > 2
+
+
 def test_the_same_files_give_the_same_bytes_in_time(root: Path, tmp_path: Path) -> None:
     started = time.process_time()
     first = [path.read_bytes() for path in report.write(root, SHOWN)]
@@ -146,9 +241,9 @@ def test_the_same_files_give_the_same_bytes_in_time(root: Path, tmp_path: Path) 
     assert not list((root / "reports").glob(".*"))
 
 
-@pytest.mark.parametrize(("name", "content"), [("zero", "{"), ("steps", "step,reward\n1,0.5\n"), ("samples_zero", "no parquet")])
+@pytest.mark.parametrize(("name", "content"), [("zero_summary", "{"), ("r1_steps", "step,reward\n1,0.5\n"), ("samples_zero", "no parquet")])
 def test_an_unreadable_input_is_named(tmp_path: Path, name: str, content: str) -> None:
-    source = report.SOURCES["zero_summary" if name == "zero" else name]
+    source = report.SOURCES[name]
     path = write_run(tmp_path) / source.path
     path.write_text(content)
     with pytest.raises(DataError, match=re.escape(source.path)) as caught:
@@ -156,16 +251,16 @@ def test_an_unreadable_input_is_named(tmp_path: Path, name: str, content: str) -
     assert source.command in str(caught.value)
 
 
-def test_a_flat_run_is_reported_as_it_is(root: Path) -> None:
+def test_a_flat_run_is_reported_as_it_is(root: Path, undrawn: None) -> None:
     inputs = report.load(root)
-    steps = inputs["steps"].assign(wait_share=0.05, max_new_tokens=96, kl=np.nan, validation_pass1=np.nan)
-    text = said(report.render(inputs | {"steps": steps, "samples_zero_no_reflection": inputs["samples_zero"]}, SHOWN))
+    steps = inputs["zero_steps"].assign(wait_share=0.05, max_new_tokens=96, kl=np.nan, validation_pass1=np.nan)
+    text = said(report.render(inputs | {"zero_steps": steps, "samples_zero_no_reflection": inputs["samples_zero"]}, SHOWN))
     assert "The detector finds no take-off" in text and "no take-off detected" in text
     assert "The length limit stays as it is" in text
     assert "The interval includes 0, so this run does not show that reflection causes accuracy" in text
 
 
-def test_texts_of_models_cannot_inject_markup(root: Path) -> None:
+def test_texts_of_models_cannot_inject_markup(root: Path, undrawn: None) -> None:
     inputs = report.load(root)
     evil = inputs["samples_zero"].assign(text="<think> <script>alert(1)</script> wait & </think> <answer> <b>4 </answer>")
     page = report.render(inputs | {"samples_zero": evil}, SHOWN)
@@ -198,8 +293,8 @@ def test_examples_are_picked_by_the_rule_that_is_printed() -> None:
 
 def test_word_ratio() -> None:
     base, zero = ({"words_per_1000_samples": {"wait": n, "but": 10}} for n in (40, 240))
-    assert report.word_ratio(base, zero) == 5.0
-    assert report.word_ratio({"words_per_1000_samples": {"wait": 0}}, zero) is None
+    assert zero_page.word_ratio(base, zero) == 5.0
+    assert zero_page.word_ratio({"words_per_1000_samples": {"wait": 0}}, zero) is None
 
 
 def test_smoothing_keeps_level_and_length_and_skips_gaps() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.rewards.format import parse
 from tasks.rewards.language import consistency
-from tasks.rewards.total import UnscorableError, score
+from tasks.rewards.total import Rewarder, UnscorableError, Weights, score
 
 GOOD = " <think> so it is </think> <answer> 7 </answer>"
 RECORD = {"id": "calc-0", "verifier": "math", "truth": "7", "language": "en"}
@@ -83,7 +83,7 @@ def test_accuracy_and_format_add_up_with_equal_weight():
     assert score(RECORD, GOOD.replace("7", "8"), finished=True).total == 1.0
     assert score(RECORD, "<answer> 7 </answer>", finished=True).total == 1.0
     assert score(RECORD, "7", finished=True).total == 0.0
-    assert score(RECORD, GOOD, finished=True, format_weight=0.2).total == pytest.approx(1.2)
+    assert score(RECORD, GOOD, finished=True, weights=Weights(format=0.2)).total == pytest.approx(1.2)
 
 
 def test_a_completion_cut_off_earns_no_format():
@@ -98,3 +98,57 @@ def test_language_is_read_from_the_thought_alone_and_not_rewarded():
 def test_an_unscorable_record_stops_training_with_its_id():
     with pytest.raises(UnscorableError, match="calc-0"):
         score(RECORD | {"truth": ""}, GOOD, finished=True)
+
+
+ZH = "<think> 三加 four </think> <answer> 7 </answer>"
+
+
+def test_the_language_term_is_added_with_its_weight_and_a_thought_without_words_is_whole():
+    weights = Weights(language=1.0)
+    assert score(RECORD, GOOD, True, weights).total == 3.0
+    assert score(RECORD, ZH, True, weights).total == pytest.approx(2 + 1 / 3)
+    assert score(RECORD, "<think> 3 + 4 </think> <answer> 7 </answer>", True, weights).total == 3.0
+    assert score(RECORD, ZH, True, Weights(language=0.5)).total == pytest.approx(2 + 1 / 6)
+
+
+class Fixed:
+    """A reward model that gives the length of the question, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, questions, completions):
+        self.asked += zip(questions, completions, strict=True)
+        return [len(q) / 10 for q in questions]
+
+
+def _record(domain: str, verifier: str, question: str) -> dict:
+    truth = "7" if verifier == "math" else ""
+    messages = [{"role": "user", "content": question}]
+    return {"id": f"{domain}-0", "domain": domain, "verifier": verifier, "truth": truth, "language": "en", "messages": messages}
+
+
+def test_each_prompt_gets_the_reward_of_its_kind():
+    helpful, safety = Fixed(), Fixed()
+    rewarder = Rewarder(Weights(1.0, 1.0), {"helpful": helpful, "safety": safety})
+    records = [
+        _record("general", "none", "aa"),
+        _record("math", "math", "bbb"),
+        _record("safety", "none", "cccc"),
+        _record("general", "math", "d"),
+    ]
+    rewarder.check(records)
+    rewards = rewarder(records, [GOOD] * 4, [True] * 4)
+    assert [r.preference for r in rewards] == [0.2, None, 0.4, None]  # a rule, where there is one, comes first
+    assert [r.accuracy for r in rewards] == [None, 1.0, None, 1.0]
+    assert [r.total for r in rewards] == pytest.approx([2.2, 3.0, 2.4, 3.0])
+    assert helpful.asked == [("aa", GOOD)] and safety.asked == [("cccc", GOOD)]
+
+
+@pytest.mark.parametrize("lost", [_record("math", "none", "a"), _record("stem", "judge", "a"), _record("general", "none", "a")])
+def test_a_prompt_to_which_no_reward_applies_is_named(lost):
+    rewarder = Rewarder(judges={"safety": Fixed()})
+    with pytest.raises(UnscorableError, match=f"no reward applies to 1 prompts: {lost['id']} .*verifier {lost['verifier']}"):
+        rewarder.check([_record("safety", "none", "b"), lost])
+    with pytest.raises(UnscorableError, match=lost["id"]):
+        rewarder([lost], [GOOD], [True])

@@ -115,7 +115,7 @@ def test_number_refuses_exponents_words_and_unicode_digits():
 
 
 def test_every_gold_of_the_world_verifies_and_shuffled_golds_mostly_do_not():
-    records = [r for r in problems.generate(1500, 3) if r["verifier"] != "none"]
+    records = [r for r in problems.generate(1500, 3) if r["verifier"] in VERIFIERS]
     assert all(verify(r["verifier"], r["truth"], gold_answer(r)) is Outcome.CORRECT for r in records)
     for family in {r["family"] for r in records}:
         own = [r for r in records if r["family"] == family]
@@ -123,3 +123,20 @@ def test_every_gold_of_the_world_verifies_and_shuffled_golds_mostly_do_not():
         random.Random(0).shuffle(golds)
         right = sum(verify(r["verifier"], r["truth"], g) is Outcome.CORRECT for r, g in zip(own, golds, strict=True))
         assert right < 0.4 * len(own), family  # one in four at most by chance (choice, order)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "truth", "answer", "right"),
+    [
+        ("math", "7", r"I add 3 and 4, so it is \boxed{7}.", True),
+        ("math", "7", r"It is 7, or \boxed{8}.", False),
+        ("choice", "B", r"The bird is B. \boxed{B}", True),
+        ("text", "Ann", r"\boxed{Ann}", True),
+        ("fill", '{"numbers": [7, 3, 5], "target": 6}', r"so \boxed{- +}", None),
+        ("choice", "B", r"\boxed{A} or \boxed{B}", False),  # two boxes are two answers
+    ],
+)
+def test_the_one_boxed_answer_of_a_summary_counts(verifier, truth, answer, right):
+    inner = answer[answer.rindex("{") + 1 : answer.rindex("}")]
+    expected = verify(verifier, truth, inner) if right is None else Outcome.CORRECT if right else Outcome.WRONG
+    assert verify(verifier, truth, answer) is expected

@@ -1,0 +1,48 @@
+"""What the report shows of the recipe from Zero to R1: the stage table, and each stage's curves and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.monitoring import examples, figures, stage_table
+from tasks.monitoring.stage_table import STAGES
+
+CURVES = {
+    "dev2": ("accuracy", "language", "length", "reward"),
+    "r1": ("accuracy", "language", "length", "reward"),
+}
+
+
+def _curves(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """SVG by name: "dev2-accuracy", "r1-monitor", "dev1-loss" and so on, for the stages that have been trained."""
+    found: dict[str, str] = {}
+    for stage, names in CURVES.items():
+        if inputs[f"{stage}_steps"] is not None:
+            found |= figures.training_curves(inputs[f"{stage}_steps"], None, names, prefix=f"{stage}-")
+    for stage in ("dev1", "dev3"):
+        if inputs[f"{stage}_steps"] is not None:
+            found[f"{stage}-loss"] = figures.loss_curve(inputs[f"{stage}_steps"], f"{stage}-loss")
+    if inputs["r1_steps"] is not None:
+        alarm = (inputs["r1_summary"] or {}).get("hacking")
+        found["r1-monitor"] = figures.monitor(inputs["r1_steps"], alarm, "r1-monitor")
+    return found
+
+
+def _examples(inputs: Mapping[str, Any]) -> list[examples.OpenExample]:
+    dev3, r1 = inputs["samples_dev3_open"], inputs["samples_r1_open"]
+    return [] if dev3 is None or r1 is None else examples.open_examples(dev3, r1)
+
+
+def context(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template's parts on the stages need; ``figure`` holds SVG by name."""
+    evaluations = {stage: inputs[f"evaluate_{stage}"] for stage in STAGES}
+    return {
+        "stages": STAGES,
+        "blocks": stage_table.blocks(evaluations, inputs["compare"]),
+        "left_out": stage_table.left_out(evaluations),
+        "paper_stages": stage_table.PAPER,
+        "figure": _curves(inputs),
+        "open_examples": _examples(inputs),
+        "how_open": examples.HOW_OPEN,
+    }

@@ -1,0 +1,85 @@
+"""Stage `r1`: RL over all prompts from dev3 (paper, section 3.2.2 and eq. 8-10).
+
+    python -m tasks.r1
+
+Rules for reasoning; reward model + format for general and harmlessness prompts, which come only in the last `preference_steps`; language
+consistency for all. Watches for reward hacking: the reward model's score against the verifiable benchmark.
+Reads `r1` of params.yaml, data/curated, models/dev3, models/reward_helpful and models/reward_safety. Writes models/r1,
+reports/metrics/r1_steps.csv and reports/metrics/r1.json. Killed at any moment, the same command continues from .runs/r1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks import errors, records
+from tasks.config import R1, Params, load_params
+from tasks.errors import DataError
+from tasks.monitoring import hacking
+from tasks.records import Record
+from tasks.rewards.model import RewardModel
+from tasks.rewards.total import PREFERENCE, Rewarder, Weights
+from tasks.training import rl_stage
+from tasks.training.rl import VALIDATION_SAMPLES, Draw, rollout_prompts
+from tasks.training.rl_stage import Stage
+
+INITIAL = Path("models/dev3")
+JUDGES = {"helpful": Path("models/reward_helpful"), "safety": Path("models/reward_safety")}
+
+
+def open_prompts() -> list[Record]:
+    """The general and harmlessness prompts of the train split.
+
+    Raises:
+        DataError: there are none.
+    """
+    path = rl_stage.CURATED / "train.parquet"
+    found = [r for r in records.read(path) if r["domain"] in PREFERENCE]
+    if not found:
+        raise DataError(f"{path} holds no prompt of the domains {', '.join(PREFERENCE)}: set r1.preference_steps to 0, or curate some")
+    return found
+
+
+def draw(reasoning: Sequence[Record], preference: Sequence[Record], params: R1) -> Draw:
+    """Prompts of a rollout: verifiable ones first, in the last `preference_steps` all kinds, as they come in the data."""
+    boundary = (params.steps - params.preference_steps) // params.minibatches
+    everything = [*reasoning, *preference]
+
+    def ids(rollout: int) -> list[str]:
+        if rollout < boundary:
+            return rollout_prompts(reasoning, params.seed, rollout, params.prompts_per_rollout)
+        return rollout_prompts(everything, params.seed + 1, rollout - boundary, params.prompts_per_rollout)
+
+    return ids
+
+
+def watch(rows: Sequence[Mapping[str, Any]], params: R1) -> dict[str, Any]:
+    """The monitor's finding: null, or how far the reward model's score and the benchmark have parted (paper, B.5)."""
+    found = hacking.check(rows, params.validation_problems * VALIDATION_SAMPLES)
+    if found:
+        print(f"warning: reward hacking? {found}")
+    return {"hacking": asdict(found) if found else None}
+
+
+def stage(params: Params) -> Stage:
+    """What is trained on what."""
+    own = params.r1
+    reasoning = rl_stage.load_prompts("train", own.domains)
+    preference = open_prompts() if own.preference_steps else []
+    judges = {name: RewardModel(folder).share_memory() for name, folder in JUDGES.items()} if preference else {}
+    return Stage(
+        "r1", own, INITIAL, [*reasoning, *preference], draw(reasoning, preference, own),
+        Rewarder(Weights(own.format_weight, own.language_weight), judges),
+        inputs=tuple(JUDGES.values()) if preference else (), findings=lambda rows: watch(rows, own),
+    )  # fmt: skip
+
+
+def main() -> None:
+    rl_stage.train(stage(load_params()))
+
+
+if __name__ == "__main__":
+    errors.main(main)
