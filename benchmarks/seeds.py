@@ -4,7 +4,7 @@
 
 The seed of the pipeline itself (0) is what `make run` has left in reports/metrics; every other one runs the very stages in a folder of
 its own under .runs/seeds, about 12 minutes each on two cores, and goes on where it was interrupted. Needs a finished `make run`. Writes
-docs/seeds.md and reports/metrics/language_price.json, which the report shows.
+docs/seeds.md and reports/metrics/language_price.json, and builds the report again, which shows the latter.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import yaml
 
 from tasks import records
 from tasks.config import fingerprint
+from tasks.monitoring.recipe_page import price_settings
 from tasks.training.rl_stage import file_hash
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,7 @@ MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
 STAGES = ("zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1")
 SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models")  # sections of params.yaml with a seed of their own
 
+HOW = "refusals of how, worded like harm"
 Figures = dict[str, dict[str, float]]  # figure -> its value by model
 
 
@@ -108,6 +110,7 @@ def figures(metrics: Path) -> Figures:
         "tokens of a response": {m: e["length"]["mean"] for m, e in found.items()},
         "unsafe answers to harmful prompts": _open(found, "unsafe"),
         "refusals of harmless prompts": _open(found, "refusal"),
+        HOW: _open(found, "refusal_how"),
         "units of thought on trivial prompts": _open(found, "trivial_thought"),
         "empty thoughts on trivial prompts": _open(found, "trivial_empty"),
     }
@@ -138,7 +141,7 @@ def stage_table(by_seed: Mapping[int, Figures]) -> str:
 def claims(f: Figures, without: Mapping[str, Any]) -> dict[str, float]:
     """What the README claims, of one seed."""
     one, lc = f["pass@1"], f["language consistency"]
-    unsafe, refusals = f["unsafe answers to harmful prompts"], f["refusals of harmless prompts"]
+    unsafe, refusals, how = (f[name] for name in ("unsafe answers to harmful prompts", "refusals of harmless prompts", HOW))
     return {
         "zero: pass@1": one["zero"],
         'zero: share with "wait" / base\'s': f['samples with "wait"']["zero"] / max(f['samples with "wait"']["base"], 1e-9),
@@ -151,8 +154,11 @@ def claims(f: Figures, without: Mapping[str, Any]) -> dict[str, float]:
         "dev3 - dev2: pass@1": one["dev3"] - one["dev2"],
         "r1 - dev2: pass@1": one["r1"] - one["dev2"],
         "r1 preferred to dev3": f["preferred to dev3 (strict)"]["r1"],
+        "base preferred to dev3": f["preferred to dev3 (strict)"]["base"],
         "unsafe: r1 / dev3": unsafe["r1"] / max(unsafe["dev3"], 1e-9),
         "refusals: r1 - dev3": refusals["r1"] - refusals["dev3"],
+        "refusals of how: dev3": how["dev3"],
+        "refusals of how: r1 - dev3": how["r1"] - how["dev3"],
         "language reward: change of dev2's pass@1": one["dev2"] - without["pass@1"]["mean"],
         "language reward: change of dev2's consistency": lc["dev2"] - without["language_consistency"],
         "language reward: change of dev2's mixed chains": f["mixed chains"]["dev2"] - without["mixed_share"],
@@ -168,8 +174,8 @@ def claim_table(by_seed: Mapping[int, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def price(by_seed: Mapping[int, Figures], without: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """What the language reward costs and brings, over seeds: reports/metrics/language_price.json."""
+def price(by_seed: Mapping[int, Figures], without: Mapping[int, dict[str, Any]], params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the language reward costs and brings, over seeds, and with which parameters: reports/metrics/language_price.json."""
     one = {"pass@1": [e["pass@1"]["mean"] for e in without.values()]}
     one |= {key: [e[key] for e in without.values()] for key in ("language_consistency", "mixed_share")}
     names = {"pass@1": "pass@1", "language_consistency": "language consistency", "mixed_share": "mixed chains"}
@@ -177,19 +183,27 @@ def price(by_seed: Mapping[int, Figures], without: Mapping[int, dict[str, Any]])
         "with": {key: float(np.mean([f[name]["dev2"] for f in by_seed.values()])) for key, name in names.items()},
         "without": {key: float(np.mean(values)) for key, values in one.items()},
         "seeds": len(by_seed),
+        "settings": price_settings(params),
     }
+
+
+def rebuild_report() -> None:
+    """Runs the stage `report` alone: no dependency of it in dvc.yaml says that the price has changed."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "report"], cwd=ROOT, env=environment, check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    own = yaml.safe_load((ROOT / "params.yaml").read_text())["rl"]["seed"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     by_seed: dict[int, Figures] = {}
     without: dict[int, dict[str, Any]] = {}
     for seed in seeds:
-        folder = ROOT if seed == own else prepare(seed)
-        by_seed[seed] = figures(folder / "reports/metrics" if seed == own else recipe(folder))
+        own = seed == params["rl"]["seed"]
+        folder = ROOT if own else prepare(seed)
+        by_seed[seed] = figures(folder / "reports/metrics" if own else recipe(folder))
         without[seed] = without_language(seed, folder / "models/dev1")
     base = read(ROOT / "reports/metrics/evaluate_base.json")
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
@@ -199,10 +213,11 @@ def main() -> None:
         f"open prompts with {base['open']['samples_per_prompt']}, temperature {base['temperature']}, top-p {base['top_p']}; {machine}.\n\n"
         f"{stage_table(by_seed)}\n\n## What the README says, by seed\n\n{claim_table({s: claims(by_seed[s], without[s]) for s in seeds})}\n"
     )
-    for path, content in ((TABLE, text), (PRICE, json.dumps(price(by_seed, without), indent=2) + "\n")):
+    for path, content in ((TABLE, text), (PRICE, json.dumps(price(by_seed, without, params), indent=2) + "\n")):
         with records.atomic(path) as temporary:
             temporary.write_text(content)
     print(text)
+    rebuild_report()
 
 
 if __name__ == "__main__":

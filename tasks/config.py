@@ -6,9 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import SecondThoughtError
 
@@ -143,6 +144,14 @@ class Service(Section):
     retries: int = Field(3, ge=0, description="further attempts after a failure that may pass")
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(4096, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query or parts.fragment:  # errors, metrics and MLflow repeat the address
+            raise ValueError("a url holds no user name, password, query or fragment: the key goes into the variable of key_variable")
+        return url
 
 
 class ColdStart(Section):

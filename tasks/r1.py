@@ -56,9 +56,13 @@ def draw(reasoning: Sequence[Record], preference: Sequence[Record], params: R1) 
     return ids
 
 
-def watch(rows: Sequence[Mapping[str, Any]], params: R1) -> dict[str, Any]:
-    """The monitor's finding: null, or how far the reward model's score and the benchmark have parted (paper, B.5)."""
-    found = hacking.check(rows, params.validation_problems * VALIDATION_SAMPLES)
+def watch(rows: Sequence[Mapping[str, Any]], problems: int) -> dict[str, Any]:
+    """The monitor's finding: null, or how far the reward model's score and the benchmark have parted (paper, B.5).
+
+    Args:
+        problems: number of validation problems.
+    """
+    found = hacking.check(rows, problems * VALIDATION_SAMPLES)
     if found:
         print(f"warning: reward hacking? {found}")
     return {"hacking": asdict(found) if found else None}
@@ -66,14 +70,14 @@ def watch(rows: Sequence[Mapping[str, Any]], params: R1) -> dict[str, Any]:
 
 def stage(params: Params) -> Stage:
     """What is trained on what."""
-    own = params.r1
+    own, problems = params.r1, len(rl_stage.load_validation(params.r1))
     reasoning = rl_stage.load_prompts("train", own.domains)
     preference = open_prompts() if own.preference_steps else []
     judges = {name: RewardModel(folder).share_memory() for name, folder in JUDGES.items()} if preference else {}
     return Stage(
         "r1", own, INITIAL, [*reasoning, *preference], draw(reasoning, preference, own),
         Rewarder(Weights(own.format_weight, own.language_weight), judges),
-        inputs=tuple(JUDGES.values()) if preference else (), findings=lambda rows: watch(rows, own),
+        inputs=tuple(JUDGES.values()) if preference else (), findings=lambda rows: watch(rows, problems),
     )  # fmt: skip
 
 

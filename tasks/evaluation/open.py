@@ -18,11 +18,13 @@ from tasks.rewards.format import parse
 from tasks.world import general, judges
 
 DOMAINS = ("general", "safety")
+OVER_REFUSED = "how"  # harmless, worded as harmful prompts are: the others hardly invite a refusal, and dilute its share
 TRIVIAL = ("greeting", "self", "calc-1")  # families, or a family at a level
 # Figure -> the samples that it is about (a column of `measure` that is missing elsewhere).
 FIGURES = {
     "unsafe": "harmful prompts",
     "refusal": "general prompts",
+    "refusal_how": f"general prompts of the family {OVER_REFUSED}",
     "format": "general and harmful prompts",
     "trivial_thought": f"trivial prompts ({', '.join(TRIVIAL)})",
     "trivial_empty": f"trivial prompts ({', '.join(TRIVIAL)})",
@@ -40,18 +42,20 @@ def readable(question: str) -> bool:
 
 
 def measure(samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a sample of open prompts: what it is, and 0 or 1 for each of unsafe, refusal and format, NaN where it does not apply."""
+    """One row a sample of open prompts: what it is, and 0 or 1 for unsafe, refusal (over all, and of `how`) and format; NaN if none."""
     rows = []
     for sample in samples.to_dict("records"):
         question, parsed = sample["messages"][-1]["content"], parse(sample["text"])
         judged = sample["domain"] if readable(question) else None
+        refusal = float(judges.is_refusal(parsed.answer)) if judged == "general" else np.nan
         rows.append({
             **{key: sample[key] for key in ("prompt_id", "sample", "domain", "family", "language")},
             "unsafe": float(not judges.is_safe(question, sample["text"])) if judged == "safety" else np.nan,
-            "refusal": float(judges.is_refusal(parsed.answer)) if judged == "general" else np.nan,
+            "refusal": refusal,
+            "refusal_how": refusal if sample["family"] == OVER_REFUSED else np.nan,
             "format": float(parsed.well_formed and sample["finished"]),
         })  # fmt: skip
-    columns = ["prompt_id", "sample", "domain", "family", "language", "unsafe", "refusal", "format"]
+    columns = ["prompt_id", "sample", "domain", "family", "language", "unsafe", "refusal", "refusal_how", "format"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.config import fingerprint
 from tasks.monitoring import examples, figures, stage_table
 from tasks.monitoring.stage_table import STAGES
 
@@ -12,6 +13,24 @@ CURVES = {
     "dev2": ("accuracy", "language", "length", "reward"),
     "r1": ("accuracy", "language", "length", "reward"),
 }
+
+# Sections of params.yaml behind the price of the language reward, from the data to the evaluation of dev2.
+PRICED = ("curate", "rl", "zero", "cold_start", "sft", "dev1", "dev2", "evaluate")
+
+
+def price_settings(params: Mapping[str, Any]) -> str:
+    """Fingerprint of the parameters with which the price of the language reward is measured; seeds apart, as it is a mean over them.
+
+    Args:
+        params: params.yaml as it stands, defaults not filled in.
+    """
+    return fingerprint([{key: value for key, value in params.get(name, {}).items() if key != "seed"} for name in PRICED])
+
+
+def price_is_old(inputs: Mapping[str, Any]) -> bool:
+    """Whether the price was measured with other parameters than those of params.yaml; False if either is missing."""
+    price, params = inputs["language_price"], inputs["params"]
+    return bool(price and params) and price.get("settings") != price_settings(params)
 
 
 def _curves(inputs: Mapping[str, Any]) -> dict[str, str]:
@@ -42,6 +61,7 @@ def context(inputs: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": stage_table.blocks(evaluations, inputs["compare"]),
         "left_out": stage_table.left_out(evaluations),
         "paper_stages": stage_table.PAPER,
+        "price_is_old": price_is_old(inputs),
         "figure": _curves(inputs),
         "open_examples": _examples(inputs),
         "how_open": examples.HOW_OPEN,

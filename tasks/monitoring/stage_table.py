@@ -92,6 +92,7 @@ def _open(known: Mapping[str, Evaluation]) -> list[Row]:
     return [
         _row("Unsafe responses", known, of("unsafe"), "to harmful prompts"),
         _row("Refusals", known, of("refusal"), "of harmless general prompts"),
+        _row("Refusals where the wording is like harm's", known, of("refusal_how"), "of harmless prompts of the family how"),
         _row("Thought on trivial prompts", known, of("trivial_thought"), "words, numbers and signs", percent=False),
         _row("Empty thoughts on trivial prompts", known, of("trivial_empty")),
     ]

@@ -1,1 +1,1 @@
-"""Rule-based rewards: verifiers, format, language consistency, and how they add up. No neural model scores reasoning."""
+"""Rewards and how they add up: verifiers, format and language consistency by rule; reward models for open prompts, never for reasoning."""

@@ -79,6 +79,15 @@ def load_prompts(split: str, domains: Iterable[str]) -> list[Record]:
     return found
 
 
+def load_validation(params: RL) -> list[Record]:
+    """The problems that measure a run while it goes on, at most `validation_problems`.
+
+    Raises:
+        DataError: there are none.
+    """
+    return load_prompts("validation", params.domains)[: params.validation_problems]
+
+
 def in_order(prompts: Sequence[Record], params: RL) -> Draw:
     """Draws rollouts from an endless sequence of epochs over `prompts`."""
     return lambda rollout: rollout_prompts(prompts, params.seed, rollout, params.prompts_per_rollout)
@@ -96,9 +105,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 def code(name: str) -> list[Path]:
-    """The sources that decide a stage's result: its own file and the rooms that it works with."""
+    """The sources that decide a stage's result: its own file, the prompt's template and the rooms that it works with."""
     tasks = Path(__file__).parents[1]
-    return [tasks / f"{name}.py", *sorted(path for room in ROOMS for path in (tasks / room).glob("*.py"))]
+    return [tasks / f"{name}.py", tasks / "template.py", *sorted(path for room in ROOMS for path in (tasks / room).glob("*.py"))]
 
 
 def state_folder(stage: Stage) -> Path:
@@ -162,7 +171,7 @@ def train(stage: Stage) -> None:
     """
     torch.set_num_threads(1)  # before anything is forked; work is shared by processes, not threads
     model_folder.check(stage.initial)
-    params, validation = stage.params, load_prompts("validation", stage.params.domains)[: stage.params.validation_problems]
+    params, validation = stage.params, load_validation(stage.params)
     stage.rewarder.check(stage.prompts)
     folder = state_folder(stage)
     count = params.workers or workers.measure(min(LANES, os.cpu_count() or 1))
@@ -190,9 +199,9 @@ def _track(run: tracking.Run, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State) -> None:
-    """Writes the stage's outputs."""
+    """Writes the stage's outputs, the summary last: where it is, all of them are."""
+    model_folder.save(trainer.policy, tokenizer, stage.model)
     write_steps(stage.steps, state.rows)
     summary = summarize(state, stage.params.seed, policy_fingerprint(trainer.policy)) | stage.findings(state.rows)
     with records.atomic(stage.summary) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    model_folder.save(trainer.policy, tokenizer, stage.model)

@@ -105,12 +105,12 @@ def _track(run: tracking.Run, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def publish(name: str, trainer: sft.Trainer, tokenizer: Any, summary: dict[str, Any], run: tracking.Run) -> None:
-    """Writes the stage's outputs and tells the tracker."""
+    """Writes the stage's outputs, the figures last (where they are, all of them are), and tells the tracker."""
     steps, figures, model = METRICS / f"{name}_steps.csv", METRICS / f"{name}.json", MODELS / name
+    model_folder.save(trainer.policy, tokenizer, model)
     write_steps(trainer.state.rows, steps)
     with records.atomic(figures) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    model_folder.save(trainer.policy, tokenizer, model)
     run.artifact(steps)
     run.artifact(figures)
     run.checkpoint(model)

@@ -40,7 +40,7 @@ WORDS: dict[str, tuple[Pair, ...]] = {
 }
 THERE = {pair[s]: pair[1 - s] for s in (0, 1) for pair in SUBJECTS}  # a subject in the other language
 
-CARELESS = 0.8  # share of the annotators' answers that are careless: too curt, in the wrong form, or chatty
+CARELESS = 0.7  # share of the annotators' answers that are careless: too curt, in the wrong form, or chatty
 OVER_REFUSAL = 0.1  # share of harmless questions of the family "how" that an annotator refuses
 COMPLIANCE = 0.4  # share of harmful requests that an annotator complies with: what the safety stages must undo
 
@@ -124,7 +124,7 @@ CORPUS = {
 }
 PROMPTS = {
     # Only 36 greetings exist, hence so few; half of the words that the shipped base translates are wrong, hence few of those.
-    "general": {"greeting": 0.004, "self": 0.1, "translate": 0.1, "json": 0.33, "call": 0.056, "write": 0.33, "how": 0.08},
+    "general": {"greeting": 0.004, "self": 0.1, "translate": 0.05, "json": 0.32, "call": 0.056, "write": 0.32, "how": 0.15},
     "safety": {"harm": 1.0},
 }
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def trainer(tmp_path: Path, **zero: object) -> Trainer:
     return of(policy, tokenizer, rows, Params.model_validate(params).zero)
 
 
-def of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], settings: RL) -> Trainer:
+def of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], settings: RL) -> Trainer:
     return Trainer("zero", policy, tokenizer, rl_stage.in_order(rows, settings), rows, rows[:4], Rewarder(), settings, 0)
 
 
@@ -208,7 +207,7 @@ def test_a_tied_llama_without_a_pad_token_trains_and_resumes(tmp_path):
 
     def fresh() -> Trainer:
         torch.manual_seed(0)
-        return of(LlamaForCausalLM(config).eval(), tokenizer, list(run.actor.records.values()), run.params)
+        return of(LlamaForCausalLM(config).eval(), tokenizer, [dict(record) for record in run.actor.records.values()], run.params)
 
     straight = fresh()
     straight.one_rollout()

@@ -47,13 +47,16 @@ def test_the_shipped_file_is_valid_and_its_sizes_follow():
         ("r1", {"preference_steps": 6}, "multiple of minibatches 4"),
         ("sft", {"epochs": 0}, "dev1.epochs: .*; dev3.epochs"),
         ("rejection", {"judge": {"url": "ftp://x", "model": "m"}}, "rejection.judge.url"),
+        ("compare", {"judge": {"url": "http://me:hunter2@x/v1", "model": "m"}}, "compare.judge.url: .*password.*key_variable"),
+        ("compare", {"judge": {"url": "http://x/v1?api_key=hunter2", "model": "m"}}, "compare.judge.url: .*query.*key_variable"),
         ("cold_start", {"refiner": {"url": "http://x/v1", "model": "m", "key": "secret"}}, "cold_start.refiner.key: unknown parameter"),
         ("nonsense", {"a": 1}, "nonsense: unknown parameter"),
     ],
 )
 def test_mistakes_are_named(tmp_path, section, values, message):
-    with pytest.raises(ParamsError, match=message):
+    with pytest.raises(ParamsError, match=message) as raised:
         load_params(changed(tmp_path, **{section: values}))
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_missing_and_a_broken_file(tmp_path):

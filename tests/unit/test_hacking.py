@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from tasks.config import load_params
 from tasks.monitoring import hacking
+from tasks.training.rl import VALIDATION_SAMPLES
 
+ROOT = Path(__file__).parents[2]
 SAMPLES = 256  # 64 problems, 4 samples each, as the default validation
 STEPS, BOUNDARY, EVERY = 120, 40, 8
 
@@ -79,14 +84,24 @@ def test_too_little_data_tells_nothing():
 
 
 def test_the_default_run_has_enough_points():
-    """68 steps, preference prompts in the last 16, a validation every 8 steps: one before them and two within."""
-    rows = [
-        {"step": s, "reward_preference": 0.5 + 0.01 * s if s >= 52 else None,
-         "validation_pass1": {48: 0.8, 56: 0.7, 64: 0.6}.get(s)} for s in range(68)
-    ]  # fmt: skip
-    found = hacking.check(rows, SAMPLES)
-    assert found is not None and (found.first_step, found.last_step, found.level) == (48, 64, hacking.ALPHA)
-    assert found.benchmark_fall == pytest.approx(0.2) and found.reward_rise == pytest.approx(0.12)
+    """A fall of twenty points within the preference steps of params.yaml, noise and all, is found in most runs; none is in few."""
+    r1 = load_params(ROOT / "params.yaml").r1
+    boundary, samples = r1.steps - r1.preference_steps, r1.validation_problems * VALIDATION_SAMPLES
+
+    def found(seed: int, fall: float) -> bool:
+        rng, rows = np.random.default_rng(seed), []
+        for step in range(r1.steps):
+            moved = max(step - boundary, 0) / r1.preference_steps
+            measured = step % r1.validation_every == 0 or step == r1.steps - 1
+            rows.append({
+                "step": step,
+                "reward_preference": 0.5 + 0.3 * moved + rng.normal(0, 0.05) if step >= boundary else None,
+                "validation_pass1": rng.binomial(samples, 0.95 - fall * moved) / samples if measured else None,
+            })  # fmt: skip
+        return hacking.check(rows, samples) is not None
+
+    assert sum(found(seed, 0.2) for seed in range(20)) >= 18
+    assert sum(found(seed, 0.0) for seed in range(20)) <= 3
 
 
 def test_missing_values_of_a_table_are_no_values():
@@ -99,10 +114,23 @@ def test_the_trend_test_by_hand_and_against_simulation():
     fall, p = hacking.decline(np.array([0.0, 1, 2]), np.array([0.6, 0.5, 0.4]), 100)
     assert fall == pytest.approx(0.2)
     assert p == pytest.approx(stats.norm.sf(0.1 / np.sqrt(0.25 / 100 / 2)))  # slope -0.1, variance of one point .0025, sum of squares 2
+    fall, p = hacking.decline(np.array([0.0, 1, 2]), np.array([0.7, 0.4, 0.4]), 10_000)
+    assert fall == pytest.approx(0.3)
+    # Slope -0.15; residuals .05, -.1, .05, so a variance of .015 with one degree of freedom: t is 1.73, for which the p-value is 1/6.
+    assert p == pytest.approx(1 / 6)
     assert hacking.decline(np.array([0.0, 1, 2]), np.ones(3), 100) == (0.0, 1.0)
     rng, steps = np.random.default_rng(0), np.arange(6.0)
     rejected = np.mean([hacking.decline(steps, rng.binomial(100, 0.6, 6) / 100, 100)[1] <= 0.05 for _ in range(2000)])
-    assert 0.025 <= rejected <= 0.055  # at most the level; a little less, as the larger of two variances counts
+    assert 0.015 <= rejected <= 0.055  # at most the level; less, as both tests must reject
+
+
+@pytest.mark.parametrize("points", [3, 5, 13])
+@pytest.mark.parametrize("spread", [1.0, 2.0])
+def test_level_points_that_scatter_more_than_the_binomial_keep_the_level(points: int, spread: float) -> None:
+    """At a hundredth, as after a division by the number of windows: the normal test alone rejects eight times as often with 3 points."""
+    rng, steps, noise = np.random.default_rng(1), np.arange(float(points)), spread * np.sqrt(0.24 / 100)
+    rejected = sum(hacking.decline(steps, 0.6 + rng.normal(0, noise, points), 100)[1] <= 0.01 for _ in range(2000))
+    assert rejected <= 20 + 3 * np.sqrt(20)
 
 
 def test_scatter_beyond_the_binomial_counts_as_noise():

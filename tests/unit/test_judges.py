@@ -139,7 +139,7 @@ def test_the_crowd_is_mostly_careless_and_over_cautious_where_it_sounds_like_har
         assert set(said) == {completion("", say(request)) for say in (general.careless, general.helpful)}
         assert all(parse(response).well_formed and not parse(response).thought for response in said)
         assert (60 < refused < 140) if family == "how" else refused == 0
-        assert said[completion("", general.careless(request))] / said.total() == pytest.approx(0.8, abs=0.06)
+        assert said[completion("", general.careless(request))] / said.total() == pytest.approx(0.7, abs=0.06)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -255,6 +255,17 @@ def test_f1_by_hand() -> None:
     assert judges.f1("dog dog dog", "dog cat") == pytest.approx(2 / 5)
     assert judges.f1("", "dog") == judges.f1("cat", "dog") == 0.0
     assert judges.f1("金和银", "金，银") == pytest.approx(2 * 2 / 6)
+
+
+def test_a_wrong_word_costs_more_than_a_missing_one() -> None:
+    write, reference = "Write a line on a red dog for Fay.", " Fay has a red dog."
+    assert judges.merit(write, " a red dog.", reference) == judges.f1(" a red dog.", reference)
+    assert judges.merit(write, " Fay has a red ant.", reference) == pytest.approx(judges.f1(" Fay has a red ant.", reference) - 1 / 5)
+    assert judges.merit(write, "", reference) == 0.0
+    judge, question = judges.held_out(0.05), "As JSON: Fay 5 and Cid 3."
+    assert verdict(judge(question, " Fay 5, Cid 3.", ' {"Eve": 5, "Eve": 3}')) > 0
+    assert verdict(judge(question, ' {"Fay": 5, "Cid": 3}', " Fay 5, Cid 3.")) > 0
+    assert verdict(judge(write, " a red dog.", " Fay has a red ant.")) > 0
 
 
 def test_margins_of_the_held_out_judge() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import seeds
 from tasks import report
 from tasks.errors import DataError
 from tasks.monitoring import examples, figures, plots, stage_table, zero_page
@@ -89,7 +90,18 @@ def test_the_headline_figures_are_those_of_the_metrics(root: Path, page: str) ->
     assert "the majority of 4 answers" in text
     r1 = json.loads((root / "reports/metrics/evaluate_r1.json").read_text())
     assert f"an R1 that solves {100 * r1['pass@1']['mean']:.1f} %" in text
-    assert "prefers R1's answer to Dev3's on 76.5 % of general prompts" in text
+    assert re.search(r"prefers R1's answer to Dev3's on 76.5 % of general prompts \([^)]*\) , and the base's on 20.0 % \(", text)
+    assert "a tie is no win; the base: 20.0 %" in text
+
+
+def test_without_the_bases_share_of_preferences_nothing_is_said_of_it(root: Path, undrawn: None) -> None:
+    inputs = report.load(root)
+    compared = inputs["compare"]
+    without = compared | {"models": {stage: found for stage, found in compared["models"].items() if stage != "base"}}
+    unjudged = compared | {"models": compared["models"] | {"base": {"preferred": {"strict": None, "half": None}}}}
+    for one in (without, unjudged):
+        text = said(report.render(inputs | {"compare": one}, SHOWN))
+        assert "prefers R1's answer to Dev3's on 76.5 %" in text and "and the base's on" not in text and "; the base:" not in text
 
 
 def test_the_cost_of_forbidding_is_paired_by_problem(root: Path) -> None:
@@ -171,7 +183,7 @@ def test_the_stage_table_by_hand() -> None:
             "samples_per_problem": 16, "pass@1": found, "cons@16": found,
             "by_domain": {"math": {"intervals": {"pass@1": found, "cons@16": None}}},
             "intervals": dict.fromkeys(("language_consistency", "mixed_share", "length"), found),
-            "open": dict.fromkeys(("refusal", "trivial_thought", "trivial_empty"), found) | {
+            "open": dict.fromkeys(("refusal", "refusal_how", "trivial_thought", "trivial_empty"), found) | {
                 "unsafe": None, "left_out": {"unsafe": "no harm"}},
         }  # fmt: skip
 
@@ -184,9 +196,10 @@ def test_the_stage_table_by_hand() -> None:
     assert {stage: cell and cell["mean"] for stage, cell in one.rows[0].cells.items()} == nobody | {"base": 0.2, "dev3": 0.7, "r1": 0.8}
     assert votes.title.endswith("(cons@16)") and one.rows[1].cells == votes.rows[0].cells == nobody  # no code; no interval of one problem
     assert chains.rows[2].cells["dev3"] == {"mean": 0.7, "low": 0.1, "high": 0.9} and not chains.rows[2].percent
-    preferred, half, unsafe, refusal, *_ = without_rule.rows
+    preferred, half, unsafe, refusal, of_how, *_ = without_rule.rows
     assert preferred.cells == nobody | {"r1": share} and half.cells == unsafe.cells == nobody
     assert refusal.cells == nobody | {stage: evaluations[stage]["open"]["refusal"] for stage in ("base", "dev3", "r1")}  # type: ignore[index]
+    assert of_how.cells == refusal.cells and "family how" in of_how.note
     assert stage_table.left_out(evaluations) == ["unsafe: no harm"]
     assert stage_table.blocks(evaluations, None)[3].rows[0].cells == nobody
     assert stage_table.blocks(nobody, compared) == []
@@ -200,6 +213,8 @@ def test_the_stage_table_shows_the_metrics(root: Path, page: str) -> None:
             assert 0 <= found["low"] <= found["high"] <= 1
         code = told["by_domain"]["code"]["intervals"]["pass@1"]
         assert f"{100 * code['mean']:.1f} {100 * code['low']:.1f}–{100 * code['high']:.1f}" in text
+        how = told["open"]["refusal_how"]
+        assert f"{100 * how['mean']:.1f} {100 * how['low']:.1f}–{100 * how['high']:.1f}" in text
         length = told["intervals"]["length"]
         assert f"{length['mean']:.1f} {length['low']:.1f}–{length['high']:.1f}" in text
 
@@ -214,14 +229,43 @@ def test_an_alarm_of_the_monitor_is_told_and_marked(root: Path) -> None:
     assert "they part" not in figures.monitor(r1_table(), None, "quiet")
 
 
-def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(root: Path, undrawn: None) -> None:
-    price = {
-        "with": {"pass@1": 0.911, "language_consistency": 0.987},
-        "without": {"pass@1": 0.923, "language_consistency": 0.801},
-        "seeds": 3,
+def with_price(inputs: dict, params: dict) -> str:
+    """The page's text with a price that `make seeds` measured with some parameters."""
+    made = {
+        s: {"pass@1": {"dev2": v}, "language consistency": {"dev2": 0.987}, "mixed chains": {"dev2": 0.0}}
+        for s, v in enumerate((0.901, 0.921))
     }
-    text = said(report.render(report.load(root) | {"language_price": price}, SHOWN))
-    assert "with the reward 91.1 98.7 without 92.3 80.1" in text and "means of 3 seeds" in text
+    without = {s: {"pass@1": {"mean": 0.923}, "language_consistency": 0.801, "mixed_share": 0.4} for s in made}
+    return said(report.render(inputs | {"language_price": seeds.price(made, without, params)}, SHOWN))
+
+
+def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(root: Path, undrawn: None) -> None:
+    inputs = report.load(root)
+    text = with_price(inputs, inputs["params"])
+    assert "with the reward 91.1 98.7 without 92.3 80.1" in text and "means of 2 seeds" in text
+    assert "Measured with other parameters" not in text
+
+
+@pytest.mark.parametrize(("section", "change", "old"), [
+    ("dev2", {"steps": 9}, True), ("rl", {"beta": 0.5}, True), ("sft", {"epochs": 5}, True),
+    ("rl", {"seed": 5}, False), ("r1", {"steps": 9}, False),
+])  # fmt: skip
+def test_a_price_of_other_parameters_says_so(root: Path, undrawn: None, section: str, change: dict, old: bool) -> None:
+    inputs = report.load(root)
+    assert ("Measured with other parameters" in with_price(inputs, inputs["params"] | {section: change})) == old
+
+
+def test_what_is_claimed_over_seeds_tells_refusals_of_how_and_the_bases_preference() -> None:
+    by_model = dict.fromkeys(seeds.MODELS, 0.5)
+    measured = {figure: dict(by_model) for figure in (
+        "pass@1", "language consistency", 'samples with "wait"', "mixed chains", "unsafe answers to harmful prompts",
+        "refusals of harmless prompts", "preferred to dev3 (strict)", seeds.HOW)}  # fmt: skip
+    measured[seeds.HOW] |= {"dev3": 0.25, "r1": 0.75}
+    measured["preferred to dev3 (strict)"] |= {"base": 0.875, "r1": 0.625}
+    found = seeds.claims(measured, {"pass@1": {"mean": 0.5}, "language_consistency": 0.5, "mixed_share": 0.5})
+    assert (found["refusals of how: dev3"], found["refusals of how: r1 - dev3"]) == (0.25, 0.5)
+    assert (found["r1 preferred to dev3"], found["base preferred to dev3"]) == (0.625, 0.875)
+    assert found["refusals: r1 - dev3"] == 0.0
 
 
 def test_open_examples_are_picked_by_the_rule_that_is_printed(root: Path) -> None:
