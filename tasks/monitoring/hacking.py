@@ -3,8 +3,9 @@
 The alarm is an intersection-union test on windows between two benchmark points. Two one-sided tests must both reject: Kendall's tau for a
 rise of the reward model's mean score, and a trend test for a fall of the benchmark (`decline`). The level is divided by the number of
 windows, since any of them may raise the alarm. So a run in which at most one of the two really moves that way raises one with a
-probability of at most ALPHA, that of the other test, provided that the points of a series scatter independently of each other about
-their level. Those of a policy that wanders do not: neighbours are alike, and there are more false alarms.
+probability of at most ALPHA, that of the other test, provided that the points of a series scatter independently of each other, those of
+the benchmark by no more than the binomial. A policy that wanders makes neighbours alike and points scatter more: false alarms get more.
+In simulations of 13 level points a fall was seen in 2 % of runs with binomial noise, and in 16 % with twice its variance.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
-ALPHA = 0.05  # false alarms: share of runs in which one of the two did not move (independent points), and which raise one all the same
+ALPHA = 0.05  # false alarms: share of runs in which one of the two did not move and which raise one all the same, see above
 MIN_POINTS = 3  # benchmark points of a window: a fall from one lucky point to the next is no trend
 MIN_REWARDS = 6  # scores of a window: the best p-value of Kendall's tau is 1/720 with six, 1/24 with four
-TINY = 1e-300  # variance of points that lie on a line exactly
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def _test(reward: Array, benchmark: Array, problems: int, level: float) -> Diver
 
 
 def decline(steps: ArrayLike, shares: ArrayLike, samples: int) -> tuple[float, float]:
-    """Fitted fall of a share over the steps, and a one-sided p-value against "it does not fall": the larger of two.
+    """Fitted fall of a share over the steps, and a one-sided p-value against "it does not fall".
 
-    The Cochran-Armitage trend test knows the binomial noise, but not that a policy is never quite still; the t test of the line takes
-    the noise from the points, and asks for much from few. In simulations of 13 level points that scatter twice as much as the binomial,
-    a fall is seen in 16 % of runs if the t test counts only where it finds the larger variance, and in 1 % if it always does.
+    That of the Cochran-Armitage trend test, whose noise is binomial; where the points scatter more about the line than that (a policy is
+    never quite still), that of the line's t test, since the variance is then an estimate. Always the larger of the two would keep ALPHA
+    under any independent noise, but misses falls that are not straight, since it takes their bend for noise.
 
     Args:
         steps: [n], n >= 3. shares: [n], each of `samples` samples.
@@ -113,8 +113,10 @@ def decline(steps: ArrayLike, shares: ArrayLike, samples: int) -> tuple[float, f
     slope = float(centred @ y / (centred @ centred))
     residuals = y - pooled - slope * centred
     binomial, freedom = pooled * (1 - pooled) / samples, len(y) - 2
-    scatter = max(float(residuals @ residuals) / freedom, TINY)
+    scatter = float(residuals @ residuals) / freedom
     fall, steepness = -slope * float(x[-1] - x[0]), -slope * sqrt(float(centred @ centred))
     if binomial == 0:  # all right or all wrong at every point
         return fall, 1.0
-    return fall, float(max(stats.norm.sf(steepness / sqrt(binomial)), stats.t.sf(steepness / sqrt(scatter), freedom)))
+    if scatter > binomial:
+        return fall, float(stats.t.sf(steepness / sqrt(scatter), freedom))
+    return fall, float(stats.norm.sf(steepness / sqrt(binomial)))

@@ -141,7 +141,7 @@ def test_a_reward_that_can_be_hacked_raises_the_alarm(tmp_path: Path) -> None:
     """RL on it from the base: the reward rises, the benchmark falls, the monitor says so; on the honest reward it says nothing."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["r1"] |= {
-        "steps": 24, "preference_steps": 24, "prompts_per_rollout": 8, "group_size": 8, "minibatches": 1, "learning_rate": 2e-3,
+        "steps": 24, "preference_steps": 24, "prompts_per_rollout": 8, "group_size": 8, "minibatches": 1, "learning_rate": 5e-4,
         "temperature": 1.0, "limits": [{"step": 0, "tokens": 40}], "validation_every": 2, "validation_problems": 64, "beta": 0.0,
         "language_weight": 0.0,
     }  # fmt: skip

@@ -121,16 +121,15 @@ def test_the_trend_test_by_hand_and_against_simulation():
     assert hacking.decline(np.array([0.0, 1, 2]), np.ones(3), 100) == (0.0, 1.0)
     rng, steps = np.random.default_rng(0), np.arange(6.0)
     rejected = np.mean([hacking.decline(steps, rng.binomial(100, 0.6, 6) / 100, 100)[1] <= 0.05 for _ in range(2000)])
-    assert 0.015 <= rejected <= 0.055  # at most the level; less, as both tests must reject
+    assert 0.02 <= rejected <= 0.055  # at most the level; a little less, as the larger of two variances counts
 
 
 @pytest.mark.parametrize("points", [3, 5, 13])
-@pytest.mark.parametrize("spread", [1.0, 2.0])
-def test_level_points_that_scatter_more_than_the_binomial_keep_the_level(points: int, spread: float) -> None:
-    """At a hundredth, as after a division by the number of windows: the normal test alone rejects eight times as often with 3 points."""
-    rng, steps, noise = np.random.default_rng(1), np.arange(float(points)), spread * np.sqrt(0.24 / 100)
-    rejected = sum(hacking.decline(steps, 0.6 + rng.normal(0, noise, points), 100)[1] <= 0.01 for _ in range(2000))
-    assert rejected <= 20 + 3 * np.sqrt(20)
+def test_points_that_scatter_much_more_than_the_binomial_keep_the_level(points: int) -> None:
+    """With their variance taken for known, 3 such points would be seen to fall in 17 % of the cases instead of 5 %."""
+    rng, steps, trials = np.random.default_rng(1), np.arange(float(points)), 4000
+    rejected = np.mean([hacking.decline(steps, 0.6 + rng.normal(0, 0.05, points), 100_000)[1] <= 0.05 for _ in range(trials)])
+    assert rejected == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / trials))
 
 
 def test_scatter_beyond_the_binomial_counts_as_noise():

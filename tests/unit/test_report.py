@@ -90,7 +90,7 @@ def test_the_headline_figures_are_those_of_the_metrics(root: Path, page: str) ->
     assert "the majority of 4 answers" in text
     r1 = json.loads((root / "reports/metrics/evaluate_r1.json").read_text())
     assert f"an R1 that solves {100 * r1['pass@1']['mean']:.1f} %" in text
-    assert re.search(r"prefers R1's answer to Dev3's on 76.5 % of general prompts \([^)]*\) , and the base's on 20.0 % \(", text)
+    assert re.search(r"prefers R1's answer to Dev3's on 76.5 % of general prompts \([^)]*\), and the base's on 20.0 % \(", text)
     assert "a tie is no win; the base: 20.0 %" in text
 
 
