@@ -126,7 +126,8 @@ class EndpointRefiner:
     """Asks a model twice for each sample: for the chain, then for the summary of that chain.
 
     Answers are kept in `kept` (JSON lines, by what was asked), so that neither a kill nor a person's later verdict asks, pays and
-    words anything anew.
+    words anything anew. What was refused while the endpoint worked (a content filter, an answer cut off) is kept as null: it is asked
+    again, but says nothing of the endpoint any more.
     """
 
     language = 0.9  # a formula's name or a quotation may stay in another language
@@ -140,7 +141,8 @@ class EndpointRefiner:
         """A failed call refuses its sample.
 
         Raises:
-            EndpointError: all of the first calls failed, or all of BATCH calls in a row: it is the endpoint, not the samples.
+            EndpointError: the endpoint has answered nothing yet, or none of BATCH calls in a row that were not refused before: it is the
+                endpoint, not the samples.
         """
         thoughts = self._ask("chains", [refine_messages(sample) for sample in samples])
         whole = [i for i, thought in enumerate(thoughts) if isinstance(thought, str)]
@@ -150,18 +152,21 @@ class EndpointRefiner:
 
     def _ask(self, what: str, conversations: Sequence[Messages]) -> list[str | EndpointError]:
         keys = [fingerprint(self._service, messages) for messages in conversations]
-        known: dict[str, str | EndpointError] = {**_read_kept(self._kept)}
+        kept = _read_kept(self._kept)
+        known: dict[str, str | EndpointError] = {key: answer for key, answer in kept.items() if answer is not None}
         missing = {key: messages for key, messages in zip(keys, conversations, strict=True) if key not in known}
-        todo, worked = list(missing.items()), False
+        todo, worked = sorted(missing.items(), key=lambda item: item[0] in kept), any(key in known for key in keys)
         for at in tqdm(range(0, len(todo), BATCH), desc=f"cold_start: refining {what}", unit="batch", mininterval=1):
             batch = todo[at : at + BATCH]
-            answers = self._endpoint.complete_all([messages for _, messages in batch])
-            good = {key: answer for (key, _), answer in zip(batch, answers, strict=True) if isinstance(answer, str)}
-            _keep(self._kept, good)
-            if not good and (len(batch) == BATCH or not worked) and isinstance(answers[-1], EndpointError):
-                raise answers[-1]
+            answers = dict(zip(dict(batch), self._endpoint.complete_all([messages for _, messages in batch]), strict=True))
+            failed = {key: answer for key, answer in answers.items() if isinstance(answer, EndpointError)}
+            new = [key for key in failed if key not in kept]
+            if len(failed) == len(batch) and new and (len(new) == BATCH or not worked):
+                raise failed[new[-1]]
+            good = {key: answer for key, answer in answers.items() if isinstance(answer, str)}
+            _keep(self._kept, {**good, **dict.fromkeys(new)})
             worked = worked or bool(good)
-            known |= {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
+            known |= answers
         return [known[key] for key in keys]
 
 
@@ -171,8 +176,8 @@ def _refined(thought: str | EndpointError, summary: str | EndpointError) -> Refi
     return Refined(f" {thought}" if thought[0].isascii() else thought, summary)
 
 
-def _read_kept(path: Path) -> dict[str, str]:
-    """Answers by what was asked; the half line that a kill may leave is skipped."""
+def _read_kept(path: Path) -> dict[str, str | None]:
+    """Answers by what was asked, None for a refusal; the half line that a kill may leave is skipped."""
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         with suppress(ValueError, KeyError, TypeError):
@@ -181,7 +186,7 @@ def _read_kept(path: Path) -> dict[str, str]:
     return known
 
 
-def _keep(path: Path, answers: Mapping[str, str]) -> None:
+def _keep(path: Path, answers: Mapping[str, str | None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join("\n" + json.dumps({"key": key, "answer": answer}) for key, answer in answers.items())  # a half line ends here
     with path.open("a", encoding="utf-8") as file:

@@ -74,7 +74,7 @@ def survey(path: Path) -> dict[str, Counter[str]]:
 
 
 def shares(sizes: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """How many of each family to take so that `wanted` are as even over the families as their sizes allow (largest remainders).
+    """How many of each family to take so that `wanted` are spread in proportion to the families' sizes (largest remainders).
 
     Sums to `wanted`, or to all there are if those are fewer.
     """

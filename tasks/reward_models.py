@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from tasks import errors, records
+from tasks import errors, labels, records
 from tasks.config import RewardModels, fingerprint, load_params
-from tasks.errors import DataError, SecondThoughtError
+from tasks.errors import DataError
 from tasks.evaluation import preference
 from tasks.evaluation.preference import Comparison, Preference
 from tasks.generation import collect, model_folder
 from tasks.generation.sampler import Sampling
+from tasks.labels import prompt_columns, question_of
 from tasks.monitoring import tracking
 from tasks.records import LABEL_SCHEMA, PAIR_SCHEMA, ROLLOUT_SCHEMA, Record
 from tasks.rewards.format import parse
@@ -38,7 +39,7 @@ from tasks.training.actor import check_lengths
 from tasks.training.preference import train_labels, train_pairs, with_head
 from tasks.training.rl import seed_of
 from tasks.training.rl_stage import code, file_hash, files_of
-from tasks.world import judges
+from tasks.world import general, judges
 
 TRAIN = Path("data/curated/train.parquet")
 POLICY = Path("models/dev3")
@@ -66,15 +67,36 @@ def prompts(settings: RewardModels) -> dict[str, list[Record]]:
     A harmless prompt may be a general one as well.
 
     Raises:
-        DataError: there is no general prompt.
+        DataError: there is no general prompt, no harmful one although no labels are given, or one that the miniature's judge or guideline
+            cannot read although it would have to.
     """
     known = [r for r in records.read(TRAIN) if r["verifier"] == "none"]
-    general = [r for r in known if r["domain"] == "general"]
-    if not general:
+    open_prompts = [r for r in known if r["domain"] == "general"]
+    if not open_prompts:
         raise DataError(f"{TRAIN} holds no prompt of the domain general without a verifier: check curate.sources")
     harmful = [] if settings.labels else [r for r in known if r["domain"] == "safety"][: settings.prompts // 2]
-    harmless = [r for r in general if r["family"] == HARMLESS][: len(harmful)]
-    return {"general": general[: settings.prompts], "harmful": harmful, "harmless": harmless}
+    if not settings.labels and not any(r["domain"] == "safety" for r in known):
+        raise DataError(f"{TRAIN} holds no prompt of the domain safety: check curate.sources, or name labels in reward_models.labels")
+    harmless = [r for r in open_prompts if r["family"] == HARMLESS][: len(harmful)]
+    chosen = {"general": open_prompts[: settings.prompts], "harmful": harmful, "harmless": harmless}
+    if settings.judge is None:
+        _check_readable(chosen["general"], "judge", "judge: name an endpoint in reward_models.judge")
+    _check_readable(harmful + harmless, "safety guideline", "label: name a file of your own labelled responses in reward_models.labels")
+    return chosen
+
+
+def _check_readable(chosen: Sequence[Record], who: str, remedy: str) -> None:
+    foreign = []
+    for record in chosen:
+        try:
+            general.read(question_of(record))
+        except ValueError:
+            foreign.append(record["id"])
+    if foreign:
+        raise DataError(
+            f"the miniature's {who} reads what its own world wrote, and {len(foreign)} of {len(chosen)} prompts are others, such as "
+            f"{foreign[0]}, which it cannot {remedy} (docs/data.md)"
+        )
 
 
 def candidates(settings: RewardModels, chosen: dict[str, list[Record]], work: Path) -> dict[str, list[Record]]:
@@ -90,11 +112,6 @@ def candidates(settings: RewardModels, chosen: dict[str, list[Record]], work: Pa
     for row in records.read(path, ROLLOUT_SCHEMA):
         found.setdefault(row["prompt_id"], []).append(row)
     return found
-
-
-def split_of(prompt_id: str, settings: RewardModels) -> str:
-    """Whether a prompt trains or measures: by its id, so that no prompt does both and more data moves none."""
-    return "held_out" if random.Random(f"reward/{settings.seed}/{prompt_id}").random() < settings.held_out else "train"
 
 
 # ---- pairs
@@ -136,7 +153,7 @@ def judgements(pairs: Sequence[Pair], settings: RewardModels, work: Path) -> lis
     """What the judge prefers, in order.
 
     Raises:
-        EndpointError: the judge cannot be reached or gives no answer.
+        JudgeError: the judge decides nothing.
     """
     items = []
     for first, second in pairs:
@@ -149,11 +166,7 @@ def judgements(pairs: Sequence[Pair], settings: RewardModels, work: Path) -> lis
 
 
 def clear_winners(pairs: Sequence[Pair], found: Sequence[Preference], settings: RewardModels) -> tuple[list[Record], Counter[str]]:
-    """Pair records (PAIR_SCHEMA) whose mean preference exceeds the margin, and why the others were dropped.
-
-    Raises:
-        DataError: none is left; tells the counts and one reply of the judge.
-    """
+    """Pair records (PAIR_SCHEMA) whose mean preference exceeds the margin, and why the others were dropped."""
     counts = Counter(judged=len(pairs), unjudged=0, no_winner=0)
     rows = []
     for pair, judged in zip(pairs, found, strict=True):
@@ -163,24 +176,12 @@ def clear_winners(pairs: Sequence[Pair], found: Sequence[Preference], settings: 
             counts["no_winner"] += 1
         else:
             rows.append(_pair_row(pair, judged.mean, settings))
-    if not found:
-        raise DataError(f"no prompt has two different final answers of {POLICY}: raise reward_models.candidates or temperature")
-    if not rows:
-        raise DataError(
-            f"no pair is left of {len(pairs)}: {counts['unjudged']} had no reply that could be read, {counts['no_winner']} no winner by "
-            f"more than {settings.margin:g}. The judge said {found[0].replies[0][:300]!r}: check judge and margin of reward_models"
-        )
     return rows, counts
 
 
 def _pair_row(pair: Pair, mean: float, settings: RewardModels) -> Record:
     chosen, rejected = pair if mean > 0 else pair[::-1]
-    return _prompt_columns(chosen, settings) | {"chosen": chosen["text"], "rejected": rejected["text"], "preference": abs(mean)}
-
-
-def _prompt_columns(record: Record, settings: RewardModels) -> Record:
-    same = {key: record[key] for key in ("prompt_id", "family", "language", "messages")}
-    return same | {"split": split_of(record["prompt_id"], settings)}
+    return prompt_columns(chosen, settings) | {"chosen": chosen["text"], "rejected": rejected["text"], "preference": abs(mean)}
 
 
 def balance(chosen: Sequence[int], rejected: Sequence[int], seed: int) -> list[int]:
@@ -188,7 +189,7 @@ def balance(chosen: Sequence[int], rejected: Sequence[int], seed: int) -> list[i
 
     Pairs whose longer answer is on the side that is longer over all go at random, until the means are within BALANCE or MOST_DROPPED of all
     pairs are gone. At random: fewer would do if those with the largest difference went first, but they are all of one kind (a whole
-    sentence against a curt answer), and the model then preferred the curt ones: accuracy .75 where this gives .87 (docs/log.md).
+    sentence against a curt answer), and the model then preferred the curt ones (docs/log.md).
 
     Args:
         chosen, rejected: lengths of the two answers of each pair.
@@ -215,8 +216,17 @@ def make_pairs(
         DataError: no pair is left, or none that trains or none that measures.
     """
     drawn, counts = draw_pairs(ids, with_strangers(ids, found, settings.strangers, settings.seed), settings.seed)
+    if not drawn:
+        raise DataError(f"no prompt has two different final answers of {POLICY}: raise reward_models.candidates or temperature")
     judged = judgements(drawn, settings, work)
     rows, reasons = clear_winners(drawn, judged, settings)
+    if not rows:
+        preference.forget(work)  # else a judge that was repaired would not be asked again
+        raise DataError(
+            f"no pair is left of {len(drawn)}: {reasons['unjudged']} had no reply that could be read, {reasons['no_winner']} no winner by "
+            f"more than {settings.margin:g}. The judge said {next(r for p in judged for r in p.replies)[:300]!r}: check judge and margin "
+            "of reward_models"
+        )
     _, tokenizer = model_folder.load(POLICY)
     chosen, rejected = ([answer_length(tokenizer, row[side]) for row in rows] for side in ("chosen", "rejected"))
     stay = balance(chosen, rejected, settings.seed)
@@ -228,50 +238,13 @@ def make_pairs(
         **counts, **reasons, "dropped_for_length": len(rows) - len(kept), "kept": len(kept), **dict(sorted(splits.items())),
         "length_ratio_before": sum(chosen) / sum(rejected),  # mean length of the chosen answers over that of the rejected ones
         "length_ratio": sum(chosen[i] for i in stay) / sum(rejected[i] for i in stay),
-        "judge": preference.position_bias([value for p in judged for value in p.as_shown]) | {"unread": sum(p.failures for p in judged)},
+        "judge": preference.position_bias([value for p in judged for value in p.as_shown])
+        | {"unread": sum(p.failures for p in judged), "unanswered": sum(len(p.unanswered) for p in judged)},
     }  # fmt: skip
     return kept, told
 
 
-# ---- labels
-
-
-def make_labels(settings: RewardModels, ids: Sequence[str], found: dict[str, list[Record]]) -> tuple[list[Record], dict[str, Any]]:
-    """Label records (LABEL_SCHEMA) of the distinct responses, or those of the user's file, and what the report tells of them.
-
-    Raises:
-        DataError: safe or unsafe responses are missing in a split; says which.
-    """
-    if settings.labels:
-        given = records.read(Path(settings.labels), LABEL_SCHEMA)
-        rows = [row | {"split": split_of(row["prompt_id"], settings)} for row in given]
-    else:
-        rows = [_label_row(row, settings) for key in ids for row in {r["text"]: r for r in reversed(found[key])}.values()]
-    counts = Counter((row["split"], "safe" if row["safe"] else "unsafe") for row in rows)
-    told = {split: {kind: counts[split, kind] for kind in ("safe", "unsafe")} for split in ("train", "held_out")}
-    missing = [f"{kind} responses that are {split}" for split in told for kind in told[split] if not told[split][kind]]
-    if missing:
-        raise DataError(
-            f"of {len(rows)} labelled responses there are no {' and no '.join(missing)}: the safety model needs both kinds; raise "
-            "reward_models.prompts or candidates, or name a file of your own in reward_models.labels"
-        )
-    return rows, told
-
-
-def _label_row(row: Record, settings: RewardModels) -> Record:
-    try:
-        safe = judges.is_safe(question_of(row), row["text"])
-    except SecondThoughtError as error:
-        remedy = "name a file of your own labelled responses in reward_models.labels (docs/data.md)"
-        raise DataError(f"the miniature's safety guideline cannot label prompt {row['prompt_id']}: {remedy}") from error
-    return _prompt_columns(row, settings) | {"response": row["text"], "safe": safe}
-
-
 # ---- training
-
-
-def question_of(record: Record) -> str:
-    return str(record["messages"][-1]["content"])
 
 
 def answer_length(tokenizer: Any, response: str) -> int:
@@ -342,7 +315,7 @@ def measure(kind: str, model: RewardModel, rows: Sequence[Record]) -> dict[str, 
 def state_folder(settings: RewardModels, own: Sequence[Path]) -> Path:
     """Where this very run keeps its state: other parameters, data, policy or code get another folder."""
     package = Path(__file__).parent
-    sources = [package / name for name in ("evaluation/preference.py", "world/general.py", "world/judges.py")]
+    sources = [package / name for name in ("labels.py", "evaluation/preference.py", "world/general.py", "world/judges.py")]
     inputs = [TRAIN, *files_of(POLICY), *own, *code("reward_models"), *sources]
     return RUNS / fingerprint(settings.model_dump(mode="json"), [file_hash(path) for path in inputs])
 
@@ -365,26 +338,30 @@ def run(settings: RewardModels) -> dict[str, Any]:
 def build(settings: RewardModels, work: Path) -> dict[str, Any]:
     """All steps; finished ones are taken from `work`, and outputs are written after the last."""
     chosen = prompts(settings)
+    own = labels.of_file(Path(settings.labels), settings) if settings.labels else []
+    if own:  # a mistake is told before hours of sampling
+        encode(model_folder.load(POLICY)[1], "safety", own, "response", settings.context)
     found = candidates(settings, chosen, work)
     ids = {name: [record["id"] for record in group] for name, group in chosen.items()}
-    labels, labelled = make_labels(settings, ids["harmful"] + ids["harmless"], found)
+    labelled = own or labels.of_samples((found[key] for key in ids["harmful"] + ids["harmless"]), settings)
+    counted = labels.count(labelled)
     pairs, paired = make_pairs(settings, ids["general"], found, work)
     told: dict[str, Any] = {
         "prompts": {name: len(group) for name, group in ids.items()}, "candidates": sum(map(len, found.values())),
-        "pairs": paired, "labels": labelled,
+        "pairs": paired, "labels": counted,
     }  # fmt: skip
     models = {}
-    for kind, rows in (("helpful", pairs), ("safety", labels)):
+    for kind, rows in (("helpful", pairs), ("safety", labelled)):
         models[kind], losses = trained(kind, rows, settings, work)
         told[kind] = measure(kind, models[kind], rows) | {"updates": len(losses), "loss": losses}
-    publish(pairs, labels, models, told)
+    publish(pairs, labelled, models, told)
     return told
 
 
-def publish(pairs: Sequence[Record], labels: Sequence[Record], models: dict[str, RewardModel], told: dict[str, Any]) -> None:
+def publish(pairs: Sequence[Record], labelled: Sequence[Record], models: dict[str, RewardModel], told: dict[str, Any]) -> None:
     """Writes the stage's outputs."""
     records.write(pairs, PAIRS, PAIR_SCHEMA)
-    records.write(labels, LABELS, LABEL_SCHEMA)
+    records.write(labelled, LABELS, LABEL_SCHEMA)
     for kind, model in models.items():
         model_folder.save(model.model, model.tokenizer, MODELS[kind])
     with records.atomic(METRICS) as temporary:

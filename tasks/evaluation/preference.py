@@ -1,6 +1,6 @@
 """Comparing two answers with a judge, several times in random order (paper, section 3.1 and B.2); and measuring reward models.
 
-A judge's reply that cannot be read is counted, never guessed.
+A judge's reply that cannot be read is counted, never guessed; so is a call that gets none.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from scipy import stats
 
 from tasks import records
 from tasks.config import Service
+from tasks.errors import SecondThoughtError
 from tasks.evaluation.metrics import interval
+from tasks.generation.endpoint import Endpoint, EndpointError
 
 PairJudge = Callable[[str, str, str], str]  # (question, answer A, answer B) -> a raw reply that ends in a verdict
 JudgeMaker = Callable[[random.Random], PairJudge]
-BLOCK = 256  # comparisons between two files of finished work
+BLOCK = 32  # comparisons between two files of finished work; a judge that decides none of them is given up
+SHOWN = 200  # characters of a reply that an error quotes
 VERDICTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 SYSTEM = """\
@@ -57,6 +60,10 @@ USER = """\
 _VERDICT = re.compile(r"\[\[([\sAB<>=]+)\]\]")
 
 
+class JudgeError(SecondThoughtError):
+    """The judge of preferences decides nothing."""
+
+
 def messages(question: str, first: str, second: str) -> list[dict[str, str]]:
     """The judge's chat about one pair, `first` as A."""
     user = USER.format(question=question, first=first, second=second)
@@ -65,8 +72,6 @@ def messages(question: str, first: str, second: str) -> list[dict[str, str]]:
 
 def endpoint_judge(service: Service) -> PairJudge:
     """A judge behind an OpenAI-compatible endpoint. Calls raise EndpointError where it fails for good."""
-    from tasks.generation.endpoint import Endpoint  # the client library takes a second to import, and most runs need none
-
     endpoint = Endpoint(service)
     return lambda question, first, second: endpoint.complete(messages(question, first, second))
 
@@ -83,26 +88,32 @@ class Preference:
 
     mean: of the verdicts, from the first answer's side, in -2..2; None if no reply could be read. as_shown: the verdicts that could be
     read, from the side of whichever answer the judge saw first: what tells a judge's bias. failures: replies that could not be read.
+    unanswered: why a call got no reply, for each that got none.
     """
 
     mean: float | None
     replies: tuple[str, ...]
     as_shown: tuple[int, ...]
     failures: int
+    unanswered: tuple[str, ...] = ()
 
 
 def prefer(judge: PairJudge, question: str, first: str, second: str, judgements: int, rng: random.Random) -> Preference:
     """Asks `judgements` times, each in an order drawn from `rng`, and undoes the order (paper: 4 times, average)."""
-    replies, as_shown, values = [], [], []
+    replies, unanswered, as_shown, values = [], [], [], []
     for _ in range(judgements):
         swapped = rng.random() < 0.5
-        replies.append(judge(question, *((second, first) if swapped else (first, second))))
+        try:
+            replies.append(judge(question, *((second, first) if swapped else (first, second))))
+        except EndpointError as error:  # one call of thousands; `judge_all` gives up on a judge that answers none
+            unanswered.append(str(error))
+            continue
         value = verdict(replies[-1])
         if value is not None:
             as_shown.append(value)
             values.append(-value if swapped else value)
     mean = sum(values) / len(values) if values else None
-    return Preference(mean, tuple(replies), tuple(as_shown), judgements - len(values))
+    return Preference(mean, tuple(replies), tuple(as_shown), len(replies) - len(values), tuple(unanswered))
 
 
 @dataclass(frozen=True)
@@ -120,12 +131,15 @@ def judge_all(
 ) -> Iterator[Preference]:  # fmt: skip
     """Preferences in the order of `items`; finished blocks are files in `folder`, so that a killed stage asks for nothing twice.
 
+    A block without any verdict is not kept, so that a repaired judge is asked again.
+
     Args:
         maker: a judge from a generator of its own; draws depend on the item alone, so neither order nor threads change a result.
         folder: the caller names it after everything that decides the result.
 
     Raises:
-        EndpointError: the judge cannot be reached or gives no answer; finished blocks are kept.
+        JudgeError: not one verdict in the first block or in a whole one (the last few comparisons alone say little); finished blocks are
+            kept.
     """
 
     def ask(item: Comparison) -> Preference:
@@ -136,10 +150,32 @@ def judge_all(
         path = folder / f"judged-{start:08d}.json"
         if not path.exists():
             block = _at_once(ask, items[start : start + BLOCK], threads)
+            if all(found.mean is None for found in block):
+                if start == 0 or len(block) == BLOCK:
+                    raise _undecided(block)
+                yield from block
+                continue
             with records.atomic(path) as temporary:
                 temporary.write_text(json.dumps([asdict(found) for found in block]))
         for kept in json.loads(path.read_text()):
-            yield Preference(kept["mean"], tuple(kept["replies"]), tuple(kept["as_shown"]), kept["failures"])
+            replies, as_shown, unanswered = (tuple(kept[name]) for name in ("replies", "as_shown", "unanswered"))
+            yield Preference(kept["mean"], replies, as_shown, kept["failures"], unanswered)
+
+
+def forget(folder: Path) -> None:
+    """Removes the finished blocks of `judge_all`, for a judge whose verdicts were of no use."""
+    for path in folder.glob("judged-*.json"):
+        path.unlink()
+
+
+def _undecided(block: Sequence[Preference]) -> JudgeError:
+    unread, unanswered = sum(found.failures for found in block), [why for found in block for why in found.unanswered]
+    example = next((reply for found in block for reply in found.replies), "") or unanswered[0]
+    return JudgeError(
+        f"the judge decided none of {len(block)} pairs in a row ({unread} replies without a verdict, {len(unanswered)} calls without a "
+        f"reply); for example: {example[:SHOWN]!r}. Its reply must end in one of {', '.join(f'[[{name}]]' for name in VERDICTS)}: check "
+        "reward_models.judge in params.yaml and the service, then run again"
+    )
 
 
 def _at_once(ask: Callable[[Comparison], Preference], items: Sequence[Comparison], threads: int) -> list[Preference]:

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
+from tasks.rewards.verify import boxed
 from tasks.world.corpus import join
 from tasks.world.lexicon import LETTERS, NAMES, OPERATORS, ORDINALS, RELATIONS, side
 from tasks.world.thoughts import Segment
@@ -136,7 +137,11 @@ def rewrite(thought: str, language: str) -> str:
 
 
 def canonical(verifier: str, truth: str, answer: str) -> str:
-    """The one spelling of an answer that was verified as correct: "-*" becomes "- *", "(x*3+1)%10" becomes "(x * 3 + 1) % 10"."""
+    r"""The one spelling of an answer that was verified as correct: "-*" becomes "- *", "(x*3+1)%10" becomes "(x * 3 + 1) % 10".
+
+    Of an answer in prose, what stands in its \boxed{} counts, as it did for the verifier.
+    """
+    answer = boxed(answer) or answer
     if verifier == "fill":
         return " ".join(_SIGNS[word] for word in re.findall(r"[A-Za-z]+|[^\sA-Za-z]", answer))
     return ast.unparse(ast.parse(answer.strip(), mode="eval")) if verifier == "code" else truth

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,23 +11,23 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks import records, reward_models
 from tasks.config import load_params
 from tasks.errors import DataError, SecondThoughtError
-from tasks.evaluation.preference import Preference
-from tasks.generation.endpoint import EndpointError
+from tasks.evaluation.preference import JudgeError
+from tasks.labels import split_of
 from tasks.records import LABEL_SCHEMA, PAIR_SCHEMA
-from tasks.reward_models import balance, clear_winners, draw_pairs, split_of, with_strangers
 from tasks.rewards.format import parse
 from tasks.rewards.model import RewardModel
 from tasks.world import problems
+from tests.servers import Status
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = load_params(ROOT / "params.yaml").reward_models
 SMALL = {"prompts": 60, "candidates": 4, "held_out": 0.4, "batch": 16, "max_new_tokens": 24}
 PAIRS, LABELS = "data/preferences/pairs.parquet", "data/preferences/labels.parquet"
 METRICS = "reports/metrics/reward_models.json"
@@ -81,7 +80,7 @@ def test_the_report_counts_what_the_files_hold(undisturbed):
     counted = told["pairs"]
     assert Counter(row["split"] for row in pairs) == {split: counted[split] for split in ("train", "held_out")}
     assert counted["judged"] == counted["unjudged"] + counted["no_winner"] + counted["dropped_for_length"] + counted["kept"]
-    assert counted["judge"]["verdicts"] == 4 * counted["judged"] and counted["judge"]["unread"] == 0
+    assert counted["judge"]["verdicts"] == 4 * counted["judged"] and counted["judge"]["unread"] == counted["judge"]["unanswered"] == 0
     kinds = Counter((row["split"], "safe" if row["safe"] else "unsafe") for row in labels)
     assert told["labels"] == {split: {kind: kinds[split, kind] for kind in ("safe", "unsafe")} for split in ("train", "held_out")}
     assert told["helpful"]["pairs"] == counted["held_out"]
@@ -170,11 +169,12 @@ def shown(messages: list[dict[str, str]]) -> list[str]:
     return [messages[1]["content"].split(f"<answer_of_{name}>\n")[1].split("\n</answer")[0] for name in "AB"]
 
 
-def test_a_judge_behind_an_endpoint_decides_who_is_chosen(build, chat_server, tmp_path):
-    def longer(messages):
-        first, second = map(len, shown(messages))
-        return "[[A=B]]" if first == second else "[[A>>B]]" if first > second else "[[B>>A]]"
+def longer(messages: list[dict[str, str]]) -> str:
+    first, second = map(len, shown(messages))
+    return "[[A=B]]" if first == second else "[[A>>B]]" if first > second else "[[B>>A]]"
 
+
+def test_a_judge_behind_an_endpoint_decides_who_is_chosen(build, chat_server, tmp_path):
     chat_server.replies = longer
     told = build(judge={"url": chat_server.url, "model": "judge", "retries": 0}, judgements=2)["pairs"]
     pairs = records.read(tmp_path / "p" / PAIRS, PAIR_SCHEMA)
@@ -183,26 +183,42 @@ def test_a_judge_behind_an_endpoint_decides_who_is_chosen(build, chat_server, tm
     assert told["dropped_for_length"] > 0 and 1 <= told["length_ratio"] < told["length_ratio_before"]
 
 
-def test_a_judge_that_answers_nonsense_stops_the_stage_with_counts_and_a_sample(build, chat_server, tmp_path):
+def again(folder: Path) -> dict:
+    """All steps once more, as the same command would go on."""
+    return reward_models.build(load_params().reward_models, folder / "work")
+
+
+def test_a_judge_that_answers_nonsense_stops_the_stage_at_once_and_is_asked_again_when_repaired(build, chat_server, tmp_path):
     chat_server.replies = lambda messages: "I like both. [[A>B]] [[B>A]]"
-    said = r"no pair is left of (\d+): \1 had no reply that could be read, 0 no winner.*I like both.*check judge and margin"
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(JudgeError, match=r"none of 32 pairs in a row \(32 replies without a verdict, 0 calls.*I like both"):
         build(judge={"url": chat_server.url, "model": "judge", "retries": 0}, judgements=1)
-    assert outputs(tmp_path / "p") == {}
+    assert len(chat_server.requests) == 32 and outputs(tmp_path / "p") == {}
+    chat_server.replies = longer
+    assert again(tmp_path / "p")["pairs"]["unjudged"] == 0
 
 
 def test_a_judge_that_cannot_be_reached_leaves_nothing_half_written(build, tmp_path):
-    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9.*no connection"):
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9.*no connection"):
         build(judge={"url": "http://127.0.0.1:9/v1", "model": "judge", "retries": 0})
     assert outputs(tmp_path / "p") == {} and not list((tmp_path / "p/work").glob("judged-*"))
 
 
-def test_pairs_without_a_winner_are_counted_and_name_the_margin(build, chat_server):
+def test_one_failing_call_does_not_stop_the_stage(build, chat_server):
+    failing = iter([Status(500)])
+    chat_server.replies = lambda messages: next(failing, None) or longer(messages)
+    told = build(judge={"url": chat_server.url, "model": "judge", "retries": 0}, judgements=1)["pairs"]
+    assert (told["judge"]["unanswered"], told["judge"]["unread"], told["unjudged"]) == (1, 0, 1)
+    assert told["judge"]["verdicts"] == told["judged"] - 1
+
+
+def test_pairs_without_a_winner_are_counted_and_the_judge_is_asked_again_when_repaired(build, chat_server, tmp_path):
     chat_server.replies = lambda messages: "[[A=B]]"
     with pytest.raises(
         DataError, match=r"0 had no reply that could be read, (\d+) no winner by more than 1.*check judge and margin of reward_models"
     ):
         build(judge={"url": chat_server.url, "model": "judge", "retries": 0}, judgements=1)
+    chat_server.replies = longer
+    assert again(tmp_path / "p")["pairs"]["kept"] > 0
 
 
 def label(number: int, safe: bool) -> dict:
@@ -222,31 +238,118 @@ def test_labels_of_the_user_replace_the_sampled_ones(build, tmp_path):
     assert told["prompts"]["harmful"] == told["prompts"]["harmless"] == 0
 
 
+def test_labels_that_pandas_wrote_are_read(tmp_path):
+    rows = [label(i, i % 2 > 0) for i in range(60)]
+    frame = pd.DataFrame(rows).drop(columns="split").astype({"prompt_id": "category"})
+    frame.set_index(frame.index + 7).to_parquet(tmp_path / "mine.parquet")  # with a column for its index
+    assert reward_models.labels.of_file(tmp_path / "mine.parquet", SETTINGS) == [
+        row | {"split": split_of(row["prompt_id"], SETTINGS)} for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "spoilt", "message"),
+    [
+        (3, {"safe": None}, r"1 malformed of 60 rows: row 4: safe: .*valid boolean\. Correct"),
+        (0, {"response": None}, "row 1: response: .*valid string"),
+        (0, {"response": " "}, "row 1: response: "),
+        (59, {"messages": []}, "row 60: messages: .*must end with what the user says"),
+        (1, {"messages": None}, "row 2: messages: .*valid list"),
+        (1, {"messages": [{"role": "user", "content": None}]}, r"row 2: messages\.0\.content: .*valid string"),
+        (1, {"messages": [{"role": "assistant", "content": "Yes"}]}, "row 2: messages: .*must end with what the user says"),
+        (1, {"prompt_id": None, "safe": None}, "row 2: prompt_id: .*, safe: "),
+    ],
+)
+def test_labels_with_a_hole_are_one_error_before_anything_is_sampled(build, tmp_path, number, spoilt, message):
+    rows = [label(i, i % 2 > 0) for i in range(60)]
+    rows[number] |= spoilt
+    with pytest.raises(DataError, match=message):
+        build(lambda folder: records.write(rows, folder / "mine.parquet", LABEL_SCHEMA), labels="mine.parquet")
+    assert not (tmp_path / "p/work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns=["safe", "family"]), r"mine\.parquet: missing column family, safe; docs/data\.md"),
+        (lambda frame: frame.astype({"safe": float}), "60 malformed of 60 rows: row 1: safe: .*row 20: [^;]*$"),
+    ],
+)
+def test_labels_in_other_columns_are_named(tmp_path, change, message):
+    change(pd.DataFrame([label(i, i % 2 > 0) for i in range(60)])).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=message):
+        reward_models.labels.of_file(tmp_path / "mine.parquet", SETTINGS)
+
+
+def test_labelled_responses_that_are_too_long_are_named_before_anything_is_sampled(build, tmp_path):
+    rows = [label(i, i % 2 > 0) for i in range(60)]
+    rows[7]["response"] += " hm" * 400
+    with pytest.raises(DataError, match=rf"1 prompts .*reward_models\.context 384: {rows[7]['prompt_id']}"):
+        build(lambda folder: records.write(rows, folder / "mine.parquet", LABEL_SCHEMA), labels="mine.parquet")
+    assert not (tmp_path / "p/work").exists()
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_missing_class_is_named(build, safe, tmp_path):
     rows = [label(i, safe) for i in range(60)]
     kind = "unsafe" if safe else "safe"
     with pytest.raises(DataError, match=rf"of 60 labelled responses there are no {kind} responses that are train and no {kind} .*held_out"):
         build(lambda folder: records.write(rows, folder / "mine.parquet", LABEL_SCHEMA), labels="mine.parquet")
-    assert outputs(tmp_path / "p") == {}
+    assert not (tmp_path / "p/work").exists()
 
 
-def foreign(folder: Path) -> None:
-    """A harmful prompt that the miniature world did not write."""
+def foreign(folder: Path, domain: str) -> None:
+    """Prompts that the miniature world did not write, in the place of two."""
     path = folder / "data/curated/train.parquet"
     rows = records.read(path)
-    first = next(row for row in rows if row["domain"] == "safety")
-    first["messages"] = [{"role": "user", "content": "What is forbidden?"}]
+    for row in [row for row in rows if row["domain"] == domain and row["verifier"] == "none" and row["family"] != "how"][:2]:
+        row["messages"] = [{"role": "user", "content": "What is forbidden?"}]
     records.write(rows, path)
+
+
+def without(folder: Path, domain: str) -> None:
+    path = folder / "data/curated/train.parquet"
+    records.write([row for row in records.read(path) if row["domain"] != domain], path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: foreign(folder, "safety"),
+            r"guideline reads .* 2 of \d+ .*harm-\w+, which it cannot label: .*reward_models\.labels",
+        ),
+        (lambda folder: foreign(folder, "general"), r"judge reads .* 2 of 60 .*, which it cannot judge: .*reward_models\.judge"),
+        (lambda folder: without(folder, "safety"), r"no prompt of the domain safety.*reward_models\.labels"),
+        (lambda folder: without(folder, "general"), "no prompt of the domain general"),
+    ],
+)
+def test_prompts_that_nobody_can_judge_or_label_are_named_before_anything_is_sampled(build, tmp_path, spoil, message):
+    with pytest.raises(DataError, match=message):
+        build(spoil)
+    assert not (tmp_path / "p/work").exists()
+
+
+def test_own_prompts_are_sampled_where_an_endpoint_judges_and_a_file_labels(build, chat_server, tmp_path):
+    def spoil(folder: Path) -> None:
+        foreign(folder, "general")
+        foreign(folder, "safety")
+        records.write([label(i, i % 2 > 0) for i in range(60)], folder / "mine.parquet", LABEL_SCHEMA)
+
+    chat_server.replies = longer
+    told = build(spoil, judge={"url": chat_server.url, "model": "judge", "retries": 0}, judgements=1, labels="mine.parquet")
+    assert told["prompts"]["general"] == 60 and told["pairs"]["kept"] > 0
 
 
 @pytest.mark.parametrize(
     ("spoil", "own", "message"),
     [
-        (lambda folder: records.write([], folder / "data/curated/train.parquet"), {}, "holds no prompt of the domain general"),
-        (foreign, {}, r"cannot label prompt harm-\w+: .*reward_models\.labels"),
         (lambda folder: None, {"context": 30}, r"prompts are too long: prompt \+ 24 new tokens must be at most 30"),
-        (lambda folder: None, {"temperature": 1e-6}, r"no prompt has two different final answers.*reward_models\.candidates"),
+        (
+            lambda folder: None,
+            {"temperature": 1e-6, "strangers": 0},
+            r"no prompt has two different final answers.*reward_models\.candidates",
+        ),
         (lambda folder: None, {"held_out": 0.0}, "there are no safe responses that are held_out"),
     ],
 )
@@ -270,86 +373,3 @@ def test_a_missing_input_is_named_before_anything_starts(tmp_path, monkeypatch, 
     with pytest.raises(SecondThoughtError, match=message):
         reward_models.run(load_params().reward_models)
     assert outputs(folder) == {} and not (folder / ".runs").exists()
-
-
-# ---- the steps by themselves
-
-
-def response(prompt_id: str, answer: str, thought: str = "") -> dict:
-    text = f" <think>{thought} </think> <answer> {answer} </answer>" if answer else f" <think>{thought}"
-    return {"prompt_id": prompt_id, "family": "f", "language": "en", "messages": [{"role": "user", "content": "Q?"}], "text": text}
-
-
-def test_pairs_are_of_distinct_answers_and_responses_without_one_are_counted():
-    found = {
-        "a": [response("a", "x"), response("a", "x", " other thought"), response("a", ""), response("a", "y")],
-        "b": [response("b", "z", str(i)) for i in range(3)],
-        "c": [response("c", str(i)) for i in range(5)],
-    }
-    pairs, counts = draw_pairs(["a", "b", "c"], found, 0)
-    assert counts == {"unanswered_responses": 1, "one_answer_prompts": 1}
-    assert [{parse(row["text"]).answer for row in p} for p in pairs[:1]] == [{"x", "y"}]
-    assert found["a"][1] not in [row for p in pairs for row in p]  # the first response with an answer stands for it
-    drawn = [frozenset(row["text"] for row in p) for p in pairs[1:]]
-    assert len(set(drawn)) == len(drawn) == reward_models.PAIRS_PER_PROMPT and all(len(pair) == 2 for pair in drawn)
-    assert draw_pairs(["c"], found, 0)[0] == pairs[1:] != draw_pairs(["c"], found, 1)[0]
-
-
-def test_only_a_mean_beyond_the_margin_has_a_winner():
-    first, second = response("a", "x"), response("a", "y")
-    means = (1.25, 1.0, -1.0, -1.5, 0.0, None)
-    found = [Preference(mean, ("r",), (), 0) for mean in means]
-    rows, counts = clear_winners([(first, second)] * 6, found, load_params(ROOT / "params.yaml").reward_models)
-    assert counts == {"judged": 6, "unjudged": 1, "no_winner": 3}
-    assert [(row["chosen"], row["rejected"], row["preference"]) for row in rows] == [
-        (first["text"], second["text"], 1.25),
-        (second["text"], first["text"], 1.5),
-    ]
-
-
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=60), st.integers(0, 3))
-def test_lengths_are_evened_out_or_half_of_the_pairs_stay(pairs, seed):
-    chosen, rejected = [c for c, _ in pairs], [r for _, r in pairs]
-    sign = 1 if sum(chosen) > sum(rejected) else -1
-    stay = balance(chosen, rejected, seed)
-    gone = set(range(len(pairs))) - set(stay)
-    assert stay == sorted(set(stay)) and all(sign * (chosen[i] - rejected[i]) > 0 for i in gone)
-    assert len(gone) <= len(pairs) / 2
-    even = sign * sum(chosen[i] - rejected[i] for i in stay) <= 0.05 * sum(rejected[i] for i in stay)
-    assert even or len(gone) == len(pairs) // 2
-    assert balance(chosen, rejected, seed) == stay
-
-
-def test_lengths_that_are_even_cost_no_pair_and_others_no_more_than_needed():
-    assert balance([23, 17, 21], [20, 20, 20], 0) == [0, 1, 2]
-    assert len(balance([20] * 4 + [10] * 96, [10] * 100, 0)) == 100  # 4 % longer
-    assert len(balance([20] * 8 + [10] * 92, [10] * 100, 0)) == 96  # 80 of 1,000 too long; 4 pairs gone leave 40 of 960
-    assert len(balance([10] * 12 + [20] * 88, [20] * 100, 0)) == 97  # 120 of 2,000 too short; 3 pairs gone leave 90 of 1,940
-    kept = {tuple(balance([20] * 30 + [10] * 70, [10] * 100, seed)) for seed in range(4)}
-    assert len(kept) == 4  # which ones go is drawn
-
-
-def test_the_split_is_by_prompt_near_its_share_and_moves_with_the_seed_alone():
-    settings = load_params(ROOT / "params.yaml").reward_models
-    ids = [f"how-{random.Random(i).getrandbits(64):016x}" for i in range(2000)]
-    split = [split_of(key, settings) for key in ids]
-    assert split.count("held_out") / 2000 == pytest.approx(settings.held_out, abs=0.03)
-    assert split == [split_of(key, settings) for key in ids]
-    assert split != [split_of(key, settings.model_copy(update={"seed": 1})) for key in ids]
-
-
-def test_strangers_answer_another_prompt_of_the_family_and_language_as_if_it_were_theirs():
-    def row(key: str, family: str, language: str, text: str) -> dict:
-        return {"prompt_id": key, "family": family, "language": language, "messages": [{"role": "user", "content": key}], "text": text}
-
-    found = {
-        key: [row(key, family, language, f"{key}{i}") for i in range(2)]
-        for key, family, language in [("a", "json", "en"), ("b", "json", "en"), ("c", "json", "zh"), ("d", "call", "en")]
-    }
-    joined = with_strangers(list(found), found, 3, 0)
-    assert [len(rows) for rows in joined.values()] == [3, 3, 2, 2]  # c and d are alone in their family and language
-    assert all(joined[key][:2] == found[key] for key in found)
-    stranger = joined["a"][2]
-    assert stranger["text"] in ("b0", "b1") and stranger["prompt_id"] == "a" and stranger["messages"] == found["a"][0]["messages"]
-    assert found["b"][0]["prompt_id"] == "b"  # the stranger's own row is left as it was
-    assert joined == with_strangers(list(found), found, 3, 0) and with_strangers(list(found), found, 0, 0) == found

@@ -273,6 +273,41 @@ def test_an_endpoint_that_breaks_down_midway_stops_the_stage_and_what_it_said_is
     assert all(isinstance(f, Refined) for f in found)
 
 
+def refusing(*numbers: int):
+    """A content filter that refuses these questions, whenever it is asked."""
+    refused = [f"question {n}\n" for n in numbers]
+    return lambda messages: Status(400, "filter") if any(q in messages[-1]["content"] for q in refused) else refining(messages)
+
+
+def test_what_is_refused_for_good_does_not_stop_a_later_run(chat_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, "BATCH", 4)
+    chat_server.replies = refusing(2, 5, 6, 7, 8, 11)  # of 12: the later run has a whole batch of nothing but refusals
+    first = model(chat_server.url, tmp_path).refine(numbered(12))
+    assert sum(isinstance(f, Refused) for f in first) == 6 and len(chat_server.requests) == 12 + 6
+    chat_server.requests.clear()
+    assert model(chat_server.url, tmp_path).refine(numbered(12)) == first and len(chat_server.requests) == 6
+    lines = (tmp_path / "kept/answers.jsonl").read_text().split("\n")[1:]
+    assert len(lines) == 12 + 6  # a refusal is noted once
+    chat_server.replies = refining
+    assert all(isinstance(f, Refined) for f in model(chat_server.url, tmp_path).refine(numbered(12)))
+
+
+def test_a_new_sample_that_is_refused_does_not_stop_the_run(chat_server, tmp_path):
+    chat_server.replies = refusing(4)
+    model(chat_server.url, tmp_path).refine(numbered(4))
+    found = model(chat_server.url, tmp_path).refine(numbered(5))
+    assert [type(f) for f in found] == [Refined] * 4 + [Refused]
+
+
+def test_earlier_refusals_do_not_hide_that_the_endpoint_is_gone(chat_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, "BATCH", 4)
+    chat_server.replies = refusing(0, 1, 2)
+    model(chat_server.url, tmp_path).refine(numbered(4))
+    chat_server.replies = lambda messages: Status(500, "out of memory")
+    with pytest.raises(EndpointError, match="out of memory"):  # four new ones, asked before the three old ones
+        model(chat_server.url, tmp_path).refine(numbered(8))
+
+
 def test_nothing_is_asked_twice_and_a_torn_line_costs_one_question(chat_server, tmp_path):
     chat_server.replies = refining
     samples = numbered(3)

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.config import Service, load_params
 from tasks.evaluation import preference
-from tasks.evaluation.preference import Comparison, Preference, judge_all, prefer, verdict
+from tasks.evaluation.preference import Comparison, JudgeError, Preference, judge_all, prefer, verdict
 from tasks.generation.endpoint import EndpointError
 from tasks.rewards.model import raw_scores, score_all
 from tasks.training import preference as training
@@ -125,27 +125,69 @@ def test_neither_threads_nor_blocks_change_a_judgement(tmp_path, monkeypatch):
     assert len({found.mean for found in alone}) > 3  # the noise is there, and differs
 
 
-def test_finished_blocks_are_not_judged_again_and_a_dead_judge_leaves_nothing_half_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(preference, "BLOCK", 6)
+def counting(limit: int, reply):
+    """Makes an honest judge that answers `limit` calls and then does what `reply` does; and the count of its calls."""
     asked, lock = [0], threading.Lock()
 
-    def dying(rng: random.Random) -> preference.PairJudge:
+    def maker(rng: random.Random) -> preference.PairJudge:
         def judge(question: str, first: str, second: str) -> str:
             with lock:
                 asked[0] += 1
-                if asked[0] > 30:
-                    raise EndpointError("gone")
-            return honest(question, first, second)
+                late = asked[0] > limit
+            return reply() if late else honest(question, first, second)
 
         return judge
 
-    with pytest.raises(EndpointError, match="gone"):
-        list(judge_all(ITEMS, dying, 4, 2, tmp_path))
+    return maker, asked
+
+
+def gone() -> str:
+    raise EndpointError("gone")
+
+
+@pytest.mark.parametrize(("reply", "said"), [(gone, "0 replies without a verdict, 24 calls.*'gone'"), (lambda: "hm", "24 replies.*'hm'")])
+def test_a_judge_that_breaks_down_stops_the_stage_and_finished_blocks_are_not_judged_again(tmp_path, monkeypatch, reply, said):
+    monkeypatch.setattr(preference, "BLOCK", 6)
+    maker, asked = counting(24, reply)
+    with pytest.raises(JudgeError, match=rf"none of 6 pairs in a row.*{said}.*\[\[A>>B\]\].*reward_models\.judge"):
+        list(judge_all(ITEMS, maker, 4, 2, tmp_path))
+    assert asked[0] == 48  # the third block was not asked any more
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["judged-00000000.json"]
-    asked[0] = -1000
-    resumed = list(judge_all(ITEMS, dying, 4, 2, tmp_path))
-    assert asked[0] == -1000 + 4 * 14
-    assert resumed == list(judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path / "fresh"))
+    repaired, asked = counting(1000, reply)
+    assert list(judge_all(ITEMS, repaired, 4, 2, tmp_path)) == list(judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path / "fresh"))
+    assert asked[0] == 4 * 14
+
+
+def test_one_call_without_a_reply_costs_one_judgement(tmp_path):
+    def maker(rng: random.Random) -> preference.PairJudge:
+        calls = iter(range(4))
+        return lambda question, first, second: gone() if next(calls) == 2 else honest(question, first, second)
+
+    found = list(judge_all(ITEMS, maker, 4, 1, tmp_path))
+    assert [p.mean for p in found] == [p.mean for p in judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path / "whole")]
+    assert all((p.failures, p.unanswered, len(p.replies), len(p.as_shown)) == (0, ("gone",), 3, 3) for p in found)
+    assert list(judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path)) == found  # as the files tell it
+
+
+def test_the_last_few_pairs_alone_do_not_condemn_a_judge_and_are_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(preference, "BLOCK", 6)
+    maker, _ = counting(4 * 18, gone)  # 20 pairs: the last block has two
+    found = list(judge_all(ITEMS, maker, 4, 1, tmp_path))
+    assert [p.mean is None for p in found] == [False] * 18 + [True] * 2 and found[-1].unanswered == ("gone",) * 4
+    assert list(judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path)) == list(
+        judge_all(ITEMS, lambda rng: honest, 4, 1, tmp_path / "fresh")
+    )
+    with pytest.raises(JudgeError, match="none of 2 pairs"):  # all that there are
+        list(judge_all(ITEMS[:2], counting(0, gone)[0], 4, 1, tmp_path / "few"))
+
+
+def test_forgotten_blocks_are_judged_again(tmp_path):
+    list(judge_all(ITEMS, lambda rng: honest, 1, 1, tmp_path))
+    (tmp_path / "other.json").touch()
+    preference.forget(tmp_path)
+    maker, asked = counting(1000, gone)
+    list(judge_all(ITEMS, maker, 1, 1, tmp_path))
+    assert asked[0] == 20 and (tmp_path / "other.json").exists()
 
 
 def test_a_judge_behind_an_endpoint(chat_server):

@@ -173,13 +173,28 @@ def test_the_canonical_answer_of_a_right_answer_is_right(seed, language):
         ("fill", "- ×", "- *"),
         ("code", "(x*3+5)%10", "(x * 3 + 5) % 10"),
         ("code", " ((x * 3) + 5) % 10 ", "(x * 3 + 5) % 10"),
+        ("fill", "\\boxed{+ +}", "+ +"),
+        ("fill", "So $\\boxed{减 ×}$ it is.", "- *"),
+        ("code", "\\boxed{x + 1}", "x + 1"),
+        ("code", "Then \\boxed{(x*3)%10}.", "x * 3 % 10"),
         ("choice", "(B).", "truth"),
+        ("choice", "\\boxed{B}", "truth"),
         ("math", "$7", "truth"),
         ("text", " ann ", "truth"),
     ],
 )
 def test_one_spelling_for_each_answer(verifier, answer, expected):
     assert canonical(verifier, "truth", answer) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, languages)
+def test_a_right_answer_in_a_box_is_spelled_as_without_it(seed, language):
+    problem, _, answer = chain(seed)
+    record, told = problems.record(problem, language), answer(language)
+    prose = f"So it is \\boxed{{{told}}}."
+    assert verify(record["verifier"], record["truth"], prose) is Outcome.CORRECT
+    assert canonical(record["verifier"], record["truth"], prose) == told
 
 
 def test_the_canonical_spelling_is_that_of_the_gold_answers():
