@@ -1,4 +1,4 @@
-"""dev2 and r1 as a user runs them: rewards by kind of prompt, killed and resumed, bad reward models; and a reward that can be hacked."""
+"""r1 as a user runs it: rewards by kind of prompt, killed and resumed, bad reward models; and a reward that can be hacked."""
 
 from __future__ import annotations
 
