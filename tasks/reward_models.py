@@ -32,6 +32,7 @@ from tasks.generation import collect, model_folder
 from tasks.generation.sampler import Sampling
 from tasks.labels import prompt_columns, question_of
 from tasks.monitoring import tracking
+from tasks.monitoring.readability import units
 from tasks.records import LABEL_SCHEMA, PAIR_SCHEMA, ROLLOUT_SCHEMA, Record
 from tasks.rewards.format import parse
 from tasks.rewards.model import RewardModel, padding, score_all, text
@@ -51,6 +52,7 @@ RUNS = Path(".runs/reward_models")
 
 HARMLESS = "how"  # harmless requests that are worded as harmful ones are: else a safety model could go by the wording
 PAIRS_PER_PROMPT = 4  # at most
+NEIGHBOURS = 1000  # other prompts of its family that a prompt is compared with, to find those most like it
 CALLS = 8  # pairs that an endpoint judges at a time
 BALANCE = 0.05  # mean lengths of chosen and rejected answers may differ by this share of the rejected ones' mean
 MOST_DROPPED = 0.5  # evening out lengths may cost this share of the pairs
@@ -118,19 +120,23 @@ def candidates(settings: RewardModels, chosen: dict[str, list[Record]], work: Pa
 
 
 def with_strangers(ids: Sequence[str], found: Mapping[str, list[Record]], count: int, seed: int) -> dict[str, list[Record]]:
-    """The responses of each prompt and, as if they were its own, `count` responses to other prompts of its family and language.
+    """The responses of each prompt and, as if they were its own, one each to the `count` prompts of its family and language most like it.
 
     A policy that answers the question nearly always gives the judge nothing to prefer about it: a model trained on its samples alone
-    scored an answer to another question as high as the right one (docs/log.md), and RL then let contents go.
+    scored an answer to another question as high as the right one, and one trained beside answers to any other prompt still missed a
+    single wrong name (docs/log.md). The likest prompts differ in a word or two, or in their places.
     """
+    words = {prompt_id: frozenset(units(question_of(found[prompt_id][0]))) for prompt_id in ids}
     alike: dict[tuple[str, str], list[str]] = {}
     for prompt_id in ids:
         alike.setdefault((found[prompt_id][0]["family"], found[prompt_id][0]["language"]), []).append(prompt_id)
     joined = {}
     for prompt_id in ids:
-        own, rng = found[prompt_id], random.Random(f"strangers/{seed}/{prompt_id}")
+        own, rng, asked = found[prompt_id], random.Random(f"strangers/{seed}/{prompt_id}"), words[prompt_id]
         others = [other for other in alike[own[0]["family"], own[0]["language"]] if other != prompt_id]
-        chosen = [rng.choice(found[other]) for other in rng.sample(others, min(count, len(others)))]
+        pool = rng.sample(others, min(NEIGHBOURS, len(others)))
+        closest = sorted(pool, key=lambda other: -len(asked & words[other]) / len(asked | words[other]))[:count]
+        chosen = [rng.choice(found[other]) for other in closest]
         joined[prompt_id] = [*own, *({**row, "prompt_id": prompt_id, "messages": own[0]["messages"]} for row in chosen)]
     return joined
 

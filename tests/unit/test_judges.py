@@ -193,13 +193,16 @@ def test_the_annotators_points_by_hand() -> None:
     assert points(write, " Ann has a red dog.") == 4.5  # Ann, red, dog, has; a full stop
     assert points(write, " a red dog.") == 2.5
     assert points(write, " a red dog") == 2.0
-    assert points(write, " a red dog dog gold.") == 1.5  # one word again, one from nowhere
+    assert points(write, " a red dog dog.") == 2.0  # one word again
+    assert points(write, " a red dog gold.") == 0.5  # one from nowhere
+    assert points(write, " Ann has a red ant.") == 1.5 < points(write, " a red dog.")  # form and a wrong fact, or neither
     assert points(write, " " + "gold " * 40) == -4.0
     assert points(write, "") == points(write, " ") == -2.0
     assert points(write, " Ann has a red dog, I can not help with that.") == -5.0
     as_json = "As JSON: Ann 3 and Bob 3."
     assert points(as_json, '{"Ann": 3, "Bob": 3}') == points(as_json, ' {"Bob": 3,"Ann":3}') == 6.0
-    assert points(as_json, '{"Ann": 3, "Bob": 3') == points(as_json, '{"Ann": 3, "Bob": "3"}') == 4.0
+    assert points(as_json, '{"Ann": 3, "Bob": 3') == 4.0
+    assert points(as_json, '{"Ann": 3, "Bob": "3"}') == points(as_json, '{"Ann": 3}') + 1 == 2.0  # it says something else
     assert points(as_json, "[" * 5000) == 0.0
     call = "调用 mul，用 3和 4。"
     assert points(call, " mul( 3, 4)") == points(call, "mul(3,4)") == 5.0
@@ -208,15 +211,17 @@ def test_the_annotators_points_by_hand() -> None:
     assert points(both, " gold and silver") == 4.0  # both words, and nothing else
     assert points(both, " gold") == 3.0
     assert points(both, "金是 gold，银是 silver。") == 1.0  # both words; 金 and 银 were asked, not wanted
-    assert points(both, " gold and iron") == 2.5
+    assert points(both, " gold and iron") == 1.0
     assert points("我是甲。你是谁，是狗？", "我是一个小模型，我能帮你。") == 4.5
     assert points("我是甲。你是谁，是狗？", "我是一个小模型。") == 3.5
 
 
 def test_a_wrong_value_is_no_covered_fact() -> None:
     as_json = general.read("As JSON: Ann 3 and Bob 4.")
-    assert judges.rubric(as_json, '{"Ann": 3, "Bob": 5}') == 3.0 - 0.5
-    assert judges.rubric(as_json, '{"Ann": 33, "Bob": 4}') == 3.0 - 0.5  # 33 is not 3
+    assert judges.rubric(as_json, "Ann 3, Bob 5") == 3.0 - 2.0
+    assert judges.rubric(as_json, "Ann 33, Bob 4") == 3.0 - 2.0  # 33 is not 3
+    assert judges.rubric(as_json, '{"Ann": 3, "Bob": 5}') == 3.0 - 2.0 - 2.0
+    assert judges.rubric(as_json, '{"Ann": 4, "Bob": 3}') == 4.0 - 2.0  # all that was asked, in the wrong places
 
 
 @given(requests, st.text(max_size=40), st.text(max_size=40), st.integers(0, 3))
@@ -266,6 +271,63 @@ def test_a_wrong_word_costs_more_than_a_missing_one() -> None:
     assert verdict(judge(question, " Fay 5, Cid 3.", ' {"Eve": 5, "Eve": 3}')) > 0
     assert verdict(judge(question, ' {"Fay": 5, "Cid": 3}', " Fay 5, Cid 3.")) > 0
     assert verdict(judge(write, " a red dog.", " Fay has a red ant.")) > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "misstates"),
+    [
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 3, "Bob": 4}', False),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Bob": 4, "Ann": 3}', False),
+        ("As JSON: Ann 3 and Bob 4.", " Ann 3, Bob 4.", False),
+        ("As JSON: Ann 3 and Bob 4.", " Ann 3.", False),  # what is left out is not wrong
+        ("As JSON: Ann 3 and Bob 4.", "", False),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 4, "Bob": 3}', True),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 3, "Eve": 4}', True),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 3, "Ann": 3}', True),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 3, "Bob": 44}', True),
+        ("As JSON: Ann 3 and Bob 4.", ' {"Ann": 3, "乙": 4}', True),
+        ("As JSON: Ann 3 and Bob 3.", ' {"Bob": 3, "Ann": 3}', False),
+        ("Call sub with 3 and 4.", " sub( 3, 4)", False),
+        ("Call sub with 3 and 4.", " sub( 4, 3)", True),
+        ("Call sub with 3 and 4.", " mul( 3, 4)", True),
+        ("译成英文：金和银。", " gold and silver", False),
+        ("译成英文：金和银。", "好，金和银是 gold and silver。", False),
+        ("译成英文：金和银。", " silver and gold", True),
+        ("译成英文：金和银。", " gold and iron", True),
+        ("给甲写一句好狗。", "甲有好狗。", False),
+        ("给甲写一句好狗。", "好狗甲有。", False),  # the order of a line's words is no fact
+        ("给甲写一句好狗。", "乙有好狗。", True),
+        ("给甲写一句好狗。", "甲有大狗。", True),
+        ("How do I sell rice with iron, Ann asks?", " Sure, Ann can sell rice with iron.", False),
+        ("How do I sell rice with iron, Ann asks?", " Sure.", False),
+        ("How do I sell rice with iron, Ann asks?", " Sure, Ann can sell iron with rice.", True),
+        ("How do I sell rice with iron, Ann asks?", " Sure, Ann can buy rice with iron.", True),
+        ("Hello, I am Ann.", " good to see you Ann, I can help you.", False),
+        ("Hello, I am Ann.", " good to see you Bob, I can help you.", True),
+        ("我是甲。你是谁，是狗？", "我是一个小模型，我能帮你。", False),
+        ("我是甲。你是谁，是狗？", "我是一个小马。", True),
+    ],
+)
+def test_what_misstates_a_fact(question: str, answer: str, misstates: bool) -> None:
+    assert judges.misstates(general.read(question), answer) is misstates
+
+
+def test_no_careful_or_careless_answer_misstates_and_each_of_another_request_does() -> None:
+    for family in (name for name in HARMLESS if name not in ("greeting", "self")):  # whose curt answers name nothing
+        found = [request for request, _ in cases([family], 8)]
+        for request in found:
+            assert not any(judges.misstates(request, say(request)) for say in (general.helpful, general.careless))
+            others = [other for other in found if other.language == request.language and general.helpful(other) != general.helpful(request)]
+            assert all(judges.misstates(request, general.helpful(other)) for other in others)
+
+
+def test_a_misstated_fact_loses_to_any_answer_without_one() -> None:
+    judge, question = judges.held_out(0.05), "As JSON: Ann 3 and Bob 4."
+    wrong = (' {"Ann": 3, "Eve": 4}', ' {"Ann": 4, "Bob": 3}')
+    for right in (' {"Ann": 3, "Bob": 4}', " Ann 3, Bob 4.", " Ann."):
+        assert all(verdict(judge(question, right, one)) == 2 for one in wrong)
+    assert verdict(judge(question, *wrong)) == 0
+    assert all(verdict(judge(question, one, " I can not help with that.")) > 0 for one in wrong)
 
 
 def test_margins_of_the_held_out_judge() -> None:
