@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import reward_models
 from tasks.config import load_params
 from tasks.evaluation.preference import Preference
 from tasks.labels import split_of
@@ -103,10 +102,8 @@ def test_strangers_come_from_the_prompts_most_alike():
     def rows(key: str, question: str) -> list[dict]:
         return [response(key, key) | {"messages": [{"role": "user", "content": question}]}]
 
-    asked = {
-        "a": "As JSON: Ann 3 and Bob 4.", "b": "As JSON: Ann 3 and Bob 5.", "c": "As JSON: Bob 3 and Ann 4.", "d": "As JSON: Eve 7 and Dan 1.",
-    }  # fmt: skip
-    found = {key: rows(key, question) for key, question in asked.items()}
+    asked = {"a": "Ann 3 and Bob 4.", "b": "Ann 3 and Bob 5.", "c": "Bob 3 and Ann 4.", "d": "Eve 7 and Dan 1."}
+    found = {key: rows(key, f"As JSON: {question}") for key, question in asked.items()}
     near = [parse(row["text"]).answer for row in with_strangers(list(found), found, 2, 0)["a"][1:]]
     assert near == ["c", "b"]  # the same words in other places, then one other word
     pool = {"x": rows("x", "one two")} | {str(i): rows(str(i), "three four") for i in range(9)} | {"y": rows("y", "one three")}
