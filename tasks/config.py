@@ -50,7 +50,7 @@ class Limit(Section):
 
 
 class RL(Section):
-    """GRPO, for zero, dev2 and r1. The paper's values stand in docs/paper-map.md beside the miniature's."""
+    """RL of zero, dev2, r1 and the ablations. The paper's values stand in docs/paper-map.md beside the miniature's."""
 
     seed: int = Field(ge=0, description="seed of rollouts and mini-batches; the data keep theirs")
     domains: tuple[Literal["math", "code", "stem", "logic"], ...] = Field(description="verifiable domains to train on")
@@ -79,6 +79,11 @@ class RL(Section):
     validation_problems: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1, description="rollouts between checkpoints")
     workers: int = Field(0, ge=0, description="worker processes; 0 measures at start. Changes speed only, never results")
+    algorithm: Literal["grpo", "ppo"]
+    gae_lambda: Share = Field(description="PPO alone, as the next three: lambda of generalized advantage estimation")
+    value_learning_rate: float = Field(gt=0)
+    value_clip: float | None = Field(gt=0, description="values stay this near to those before the rollout's first update; null: no clip")
+    whiten: bool = Field(description="advantages get mean 0 and deviation 1 over the rollout")
 
     @property
     def outputs_per_rollout(self) -> int:
@@ -104,6 +109,8 @@ class RL(Section):
             raise ValueError(
                 f"steps {self.steps} is no multiple of minibatches {self.minibatches}: a rollout gives {self.minibatches} steps"
             )
+        if self.algorithm == "ppo" and self.ratio != "token":
+            raise ValueError(f"algorithm ppo gives each token an advantage of its own: ratio must be token, not {self.ratio}")
         if not self.limits or self.limits[0].step != 0 or list(self.limits) != sorted(self.limits, key=lambda x: x.step):
             raise ValueError("limits must start at step 0 and be in the order of their steps")
         return self

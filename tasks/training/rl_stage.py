@@ -120,11 +120,12 @@ def state_folder(stage: Stage) -> Path:
 
 def write_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a policy update, columns as in docs/data.md; figures to 6 significant digits, so that the file reads well."""
+    columns = [*COLUMNS, *(name for name in rows[0] if name not in COLUMNS)]  # PPO tells of its value model as well
     with records.atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            writer.writerow([_cell(row[column]) for column in COLUMNS])
+            writer.writerow([_cell(row[column]) for column in columns])
 
 
 def _cell(value: Any) -> Any:
