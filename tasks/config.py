@@ -141,6 +141,69 @@ class R1(RL):
         return self
 
 
+class Ablation(Section):
+    """A run that differs in little from another; the settings of `zero` or of `dev2`, with what is given here over them."""
+
+    title: str
+    baseline: str = Field(description="name of the run that it is compared with")
+    zero: Zero | None = None
+    dev2: RL | None = None
+    same_as: str | None = Field(None, description="a run with these very settings: its result counts, nothing is trained again")
+
+    @model_validator(mode="after")
+    def _one(self) -> Ablation:
+        if (self.zero is None) == (self.dev2 is None):
+            raise ValueError("give either zero or dev2: the stage whose settings it changes")
+        return self
+
+    @property
+    def like(self) -> str:
+        """The stage whose settings it changes, and from whose initial model it starts."""
+        return "zero" if self.zero else "dev2"
+
+    @property
+    def settings(self) -> RL:
+        found = self.zero or self.dev2
+        assert found is not None
+        return found
+
+
+class AblationSteps(Section):
+    """Policy updates, the same for all runs that start alike."""
+
+    zero: int = Field(ge=1)
+    dev2: int = Field(ge=1)
+
+
+class Ablations(Section):
+    """`make ablations`; the default run leaves them out."""
+
+    seed: int = Field(ge=0)
+    steps: AblationSteps
+    runs: dict[str, Ablation]
+
+    @model_validator(mode="after")
+    def _names(self) -> Ablations:
+        for name, run in self.runs.items():
+            for key in (run.baseline, run.same_as or name):
+                if key not in self.runs:
+                    raise ValueError(f"{name} names {key!r}, and there is no such run")
+            twin = self.runs[run.same_as or name]
+            if twin.settings != run.settings or (run.same_as and twin.same_as):
+                raise ValueError(f"{name} is not the same as {run.same_as}, which must have been trained with the same settings")
+        return self
+
+    def find(self, name: str) -> Ablation:
+        """The run of a name.
+
+        Raises:
+            ParamsError: there is none.
+        """
+        if name not in self.runs:
+            raise ParamsError(f"no run {name!r} in ablations.runs of params.yaml; it has {', '.join(self.runs)}")
+        return self.runs[name]
+
+
 class Service(Section):
     """An OpenAI-compatible chat endpoint that refines or judges, in place of the miniature's own deterministic stand-in."""
 
@@ -282,6 +345,7 @@ class Params(Section):
     r1: R1
     evaluate: Evaluate
     compare: Compare
+    ablations: Ablations
     report: Report
 
     @model_validator(mode="before")
@@ -289,16 +353,31 @@ class Params(Section):
     def _shared(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return given | {
+        merged = given | {
             stage: _over(given.get(shared), given[stage])
             for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3")))
             for stage in stages
             if stage in given
         }
+        return merged | ({"ablations": _ablations(given["ablations"], merged)} if "ablations" in given else {})
 
 
 def _over(shared: Any, own: Any) -> Any:
     return shared | own if isinstance(shared, dict) and isinstance(own, dict) else own
+
+
+def _ablations(section: Any, merged: dict[str, Any]) -> Any:
+    """`ablations` with the settings of `zero` or `dev2`, the common seed and steps handed down to each run."""
+    if not isinstance(section, dict) or not isinstance(section.get("runs"), dict) or not isinstance(section.get("steps"), dict):
+        return section
+
+    def whole(run: Any) -> Any:
+        if not isinstance(run, dict):
+            return run
+        common = {like: {"seed": section.get("seed"), "steps": section["steps"].get(like)} for like in ("zero", "dev2")}
+        return run | {like: _over(_over(merged.get(like), common[like]), run[like]) for like in common if like in run}
+
+    return section | {"runs": {name: whole(run) for name, run in section["runs"].items()}}
 
 
 def _message(path: Path, error: ValidationError) -> str:

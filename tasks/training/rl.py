@@ -134,8 +134,8 @@ class Trainer:
         known = {r["id"]: r for r in [*records, *validation]}
         self.actor = Actor(self.policy, self.algorithm, tokenizer, known, self.gradients, rewarder)
         self.workers = Workers(self.actor, workers)
-        peaks = {"policy": params.learning_rate, "value": params.value_learning_rate}
-        groups = [{"params": list(network.parameters()), "peak": peaks[name]} for name, network in self.networks.items()]
+        rates = {"policy": 1.0, "value": params.value_learning_rate / params.learning_rate}  # relative to the policy's
+        groups = [{"params": list(network.parameters()), "relative": rates[name]} for name, network in self.networks.items()]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
         self.state = State()
 
@@ -216,15 +216,15 @@ class Trainer:
                 )
             norms["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(group["peak"])
+            group["lr"] = self.learning_rate() * group["relative"]
         self.optimizer.step()
         return norms
 
-    def learning_rate(self, peak: float) -> float:
+    def learning_rate(self) -> float:
         """Linear warm-up, then linear decay to `final_rate` of the peak at the last step (the paper discloses no schedule)."""
         p, step = self.params, self.state.step
         warm = min(1.0, (step + 1) / (p.warmup_steps + 1))
-        return peak * warm * (1 - (1 - p.final_rate) * step / p.steps)
+        return p.learning_rate * warm * (1 - (1 - p.final_rate) * step / p.steps)
 
     def state_bytes(self) -> int:
         """Bytes of all networks' weights, both moments of AdamW, and the gradients of every lane."""
@@ -257,13 +257,13 @@ class Trainer:
         outputs = self.roll_out()
         rewards = [o.reward.total for o in outputs]
         uncredited = [Sample(o.prompt, o.completion, o.logprobs, 0.0) for o in outputs]
-        samples, told = self.algorithm.credit(uncredited, rewards, self.score)
+        credited, told = self.algorithm.credit(uncredited, rewards, self.score)
         informative = (advantages(torch.tensor(rewards).view(-1, params.group_size), params.normalize_std) != 0).any(dim=1).tolist()
         rows = []
         for number, indices in enumerate(self.split(outputs)):
-            chosen = [outputs[i] for i in indices]
-            row: dict[str, Any] = {"step": self.state.step, "learning_rate": self.learning_rate(params.learning_rate)}
-            row |= {"reference_age": self.state.reference_age} | self.update([samples[i] for i in indices], limit) | told
+            chosen, samples = [outputs[i] for i in indices], [credited[i] for i in indices]
+            row: dict[str, Any] = {"step": self.state.step, "learning_rate": self.learning_rate()}
+            row |= {"reference_age": self.state.reference_age} | self.update(samples, limit) | told
             self._check_gap(row["sampler_gap"], number)
             row["sampler_gap"] = row["sampler_gap"] if number == 0 else None  # later mini-batches are off-policy: it says nothing
             teaching = mean_or_zero([informative[i // params.group_size] for i in indices])

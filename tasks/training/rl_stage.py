@@ -23,6 +23,7 @@ from tasks.config import RL, fingerprint
 from tasks.errors import DataError
 from tasks.generation import model_folder
 from tasks.monitoring import changepoint, tracking
+from tasks.monitoring.meter import Meter
 from tasks.monitoring.steps import COLUMNS
 from tasks.records import Record
 from tasks.rewards.total import Rewarder
@@ -41,7 +42,8 @@ class Stage:
     """One RL stage.
 
     initial: the model that it starts from. draw: the prompts of a rollout, from `prompts`. inputs: further files or folders that it
-    reads. findings: what the stage adds to its metrics, from its rows.
+    reads. findings: what the stage adds to its metrics, from its rows. module: the file under tasks/, where it is not the stage's name.
+    reports: folder of its metrics. measured: what it adds to them from the trained model in its folder and from what training took.
     """
 
     name: str
@@ -52,6 +54,9 @@ class Stage:
     rewarder: Rewarder
     inputs: tuple[Path, ...] = ()
     findings: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = field(default=lambda rows: {})
+    module: str = ""
+    reports: Path = Path("reports/metrics")
+    measured: Callable[[Trainer, Meter], dict[str, Any]] = field(default=lambda trainer, meter: {})
 
     @property
     def model(self) -> Path:
@@ -59,11 +64,11 @@ class Stage:
 
     @property
     def steps(self) -> Path:
-        return Path("reports/metrics") / f"{self.name}_steps.csv"
+        return self.reports / f"{self.name}_steps.csv"
 
     @property
     def summary(self) -> Path:
-        return Path("reports/metrics") / f"{self.name}.json"
+        return self.reports / f"{self.name}.json"
 
 
 def load_prompts(split: str, domains: Iterable[str]) -> list[Record]:
@@ -112,7 +117,7 @@ def code(name: str) -> list[Path]:
 
 def state_folder(stage: Stage) -> Path:
     """Where this very run keeps its checkpoints: other parameters, data, initial model or code get another folder."""
-    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.name)]
+    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.module or stage.name)]
     inputs += [file for path in (stage.initial, *stage.inputs) for file in files_of(path)]
     settings = stage.params.model_dump(mode="json", exclude={"workers", "checkpoint_every"})
     return Path(".runs") / stage.name / fingerprint(settings, [file_hash(path) for path in inputs])
@@ -184,8 +189,9 @@ def train(stage: Stage) -> None:
     inputs = {str(path): path for path in (CURATED, stage.initial, *stage.inputs)}
     try:
         with tracking.run(stage=stage.name, params=params.model_dump(mode="json"), inputs=inputs, state=folder) as run:
-            state = trainer.run(folder / CHECKPOINTS, lambda rows: _track(run, rows))
-            publish(stage, trainer, tokenizer, state)
+            meter = Meter(folder / CHECKPOINTS / "meter.json")
+            state = trainer.run(folder / CHECKPOINTS, lambda rows: _track(run, rows, meter))
+            publish(stage, trainer, tokenizer, state, meter)
             run.artifact(stage.steps)
             run.artifact(stage.summary)
             run.checkpoint(stage.model)
@@ -194,15 +200,17 @@ def train(stage: Stage) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what tracking could not deliver yet stays
 
 
-def _track(run: tracking.Run, rows: Sequence[dict[str, Any]]) -> None:
+def _track(run: tracking.Run, rows: Sequence[dict[str, Any]], meter: Meter) -> None:
+    meter.lap()
     for row in rows:
         run.metrics(row["step"], {key: value for key, value in row.items() if key != "step"})
 
 
-def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State) -> None:
+def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State, meter: Meter) -> None:
     """Writes the stage's outputs, the summary last: where it is, all of them are."""
     model_folder.save(trainer.policy, tokenizer, stage.model)
     write_steps(stage.steps, state.rows)
     summary = summarize(state, stage.params.seed, policy_fingerprint(trainer.policy)) | stage.findings(state.rows)
+    summary |= stage.measured(trainer, meter)
     with records.atomic(stage.summary) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
