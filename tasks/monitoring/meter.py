@@ -8,6 +8,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from tasks import records
 
@@ -29,9 +30,8 @@ class Meter:
     """Counts from where the file stops; what a killed run took after its last lap is not known."""
 
     def __init__(self, path: Path) -> None:
-        told = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "peak_memory_bytes": None}
-        self.path, self.seconds = path, float(told["seconds"])
-        self.peak_memory_bytes: int | None = told["peak_memory_bytes"]
+        told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "peak_memory_bytes": None}
+        self.path, self.seconds, self.peak_memory_bytes = path, told["seconds"], told["peak_memory_bytes"]
         self._since = time.monotonic()
 
     def lap(self) -> None:
