@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ TABLE = ROOT / "docs/seeds.md"
 PRICE = ROOT / "reports/metrics/language_price.json"
 MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
 STAGES = ("zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1")
-SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models")  # sections of params.yaml with a seed of their own
+SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models", "ablations")  # sections of params.yaml with a seed of their own
 
 HOW = "refusals of how, worded like harm"
 Figures = dict[str, dict[str, float]]  # figure -> its value by model
@@ -128,12 +128,12 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def stage_table(by_seed: Mapping[int, Figures]) -> str:
+def stage_table(by_seed: Mapping[int, Figures], models: Sequence[str] = MODELS) -> str:
     """A row a figure, a column a model: mean ± standard deviation over seeds."""
     first = next(iter(by_seed.values()))
-    lines = ["| figure | " + " | ".join(MODELS) + " |", "|---" * (len(MODELS) + 1) + "|"]
+    lines = ["| figure | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
     for name in first:
-        cells = [spread([f[name][m] for f in by_seed.values()]) if m in first[name] else "" for m in MODELS]
+        cells = [spread([f[name][m] for f in by_seed.values()]) if m in first[name] else "" for m in models]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -187,6 +187,11 @@ def price(by_seed: Mapping[int, Figures], without: Mapping[int, dict[str, Any]],
     }
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
 def rebuild_report() -> None:
     """Runs the stage `report` alone: no dependency of it in dvc.yaml says that the price has changed."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -206,11 +211,11 @@ def main() -> None:
         by_seed[seed] = figures(folder / "reports/metrics" if own else recipe(folder))
         without[seed] = without_language(seed, folder / "models/dev1")
     base = read(ROOT / "reports/metrics/evaluate_base.json")
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     text = (
         f"# The recipe over seeds\n\n`make seeds` wrote this page. Same data and base, seeds {', '.join(map(str, seeds))} of every stage; "
         f"{base['problems']} held-out problems with {base['samples_per_problem']} samples each and {sum(base['open']['prompts'].values())} "
-        f"open prompts with {base['open']['samples_per_prompt']}, temperature {base['temperature']}, top-p {base['top_p']}; {machine}.\n\n"
+        f"open prompts with {base['open']['samples_per_prompt']}, temperature {base['temperature']}, "
+        f"top-p {base['top_p']}; {machine()}.\n\n"
         f"{stage_table(by_seed)}\n\n## What the README says, by seed\n\n{claim_table({s: claims(by_seed[s], without[s]) for s in seeds})}\n"
     )
     for path, content in ((TABLE, text), (PRICE, json.dumps(price(by_seed, without, params), indent=2) + "\n")):
