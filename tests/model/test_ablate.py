@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from tasks import ablate, records
-from tasks.config import RL, Params, load_params
+from tasks.config import Params, load_params
 from tasks.generation import model_folder
 from tasks.monitoring.steps import COLUMNS
 from tasks.rewards.total import Rewarder
@@ -40,7 +40,7 @@ STEPS, SUMMARY = f"reports/ablations/{NAME}_steps.csv", f"reports/ablations/{NAM
 
 def settings() -> dict[str, Any]:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["zero"] |= SMALL | {"steps": 99}
+    params["zero"] |= SMALL | {"steps": 98}
     params["evaluate"] |= {"problems": 6, "samples": 2, "max_new_tokens": 24}
     params["ablations"]["steps"]["zero"] = 6
     return params
@@ -144,13 +144,7 @@ def trainer(workers: int = 0, **changes: Any) -> Trainer:
     params = Params.model_validate(settings() | {"zero": settings()["zero"] | {"algorithm": "ppo"} | changes}).zero
     rows = [r for r in problems.generate(400, 0) if r["family"] in ("choice", "cipher")]
     policy, tokenizer = model_folder.load(ROOT / "models/base")
-    return Trainer(
-        "zero", policy, tokenizer, rl_stage.in_order(rows, params), rows, rows[:4], Rewarder(), RL.model_validate(_rl(params)), workers
-    )
-
-
-def _rl(params: RL) -> dict[str, Any]:
-    return params.model_dump(exclude={"base"})
+    return Trainer("zero", policy, tokenizer, rl_stage.in_order(rows, params), rows, rows[:4], Rewarder(), params, workers)
 
 
 def same(a: Trainer, b: Trainer) -> bool:
