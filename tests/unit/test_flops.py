@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tasks import records
+from tasks.generation import model_folder
+from tasks.generation.collect import spent
 from tasks.generation.sampler import Sampling, TorchSampler
+from tasks.template import render
 from tasks.training.flops import Cost, cost, pairs
 
+ROOT = Path(__file__).parents[2]
 SHAPE = {
     "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 20, "max_position_embeddings": 64, "attn_implementation": "eager",
@@ -85,6 +92,22 @@ def test_what_the_sampler_really_does(model):
     lengths = [len(rollout.token_ids) for rollout in made]
     assert len(set(lengths)) > 2 and min(lengths) < 20  # some ended early
     assert total == found.sampling(9, lengths) + hidden_keys(9) * found.pair
+
+
+def test_the_cost_of_a_file_of_samples(tmp_path):
+    """Prompts are tokenised as they were for sampling, and read once."""
+    policy, tokenizer = model_folder.load(ROOT / "models/student_tiny")
+    problem = {"domain": "math", "family": "calc", "level": 1, "language": "en", "verifier": "math", "truth": "0", "policy": "p"}
+    rows = [
+        problem
+        | {"prompt_id": text, "messages": [{"role": "user", "content": text}], "sample": i, "text": "", "tokens": n, "finished": True}
+        for text, lengths in (("1 + 1", (3, 1)), ("What is 2 + 3?", (4, 4)))
+        for i, n in enumerate(lengths)
+    ]  # fmt: skip
+    records.write(rows, tmp_path / "candidates.parquet", records.ROLLOUT_SCHEMA)
+    found, prompts = cost(policy.config), [len(tokenizer.encode(render(text))) for text in ("1 + 1", "What is 2 + 3?")]
+    expected = found.sampling(prompts[0], [3, 1]) + found.sampling(prompts[1], [4, 4])
+    assert spent(tmp_path / "candidates.parquet", policy.config, tokenizer) == {"tokens": 12, "flops": expected}
 
 
 def test_by_hand():
