@@ -17,12 +17,17 @@ from dvc.repo import Repo
 
 import tasks
 from tasks import dev2
+from tasks.config import load_params
 from tasks.environment import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"benchmarks", "data", "flows", "infra", "tasks"}
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
-STAGES = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1", "evaluate", "compare", "report"]
+STUDENTS = ("student_small", "student_tiny", "distill_small", "distill_tiny", "rl_small", "rl_tiny")
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *STUDENTS)
+STAGES = [
+    "curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "distill", "distill_rl", "reward_models", "r1", "evaluate",
+    "compare", "report",
+]  # fmt: skip
 ABLATIONS = "ablations/dvc.yaml"
 TRAINED = ("grpo", "ppo_lambda_1", "ppo_lambda_095", "sequence_level", "clip_10", "clip_02", "language_off")
 PINS = {
@@ -135,6 +140,12 @@ def test_the_ablations_of_their_pipeline_file_are_those_of_the_parameters() -> N
     assert {item["initial"] for item in trained.values() if item["like"] == "dev2"} == {str(dev2.INITIAL)}
 
 
+def test_the_students_of_dvc_yaml_are_those_of_the_parameters() -> None:
+    students = {name: {"base": student.base} for name, student in load_params(ROOT / "params.yaml").distill.students.items()}
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert graph["distill"]["foreach"] == graph["distill_rl"]["foreach"] == students
+
+
 def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
     with Repo(str(ROOT)) as repo:
         core = repo.config["core"]
@@ -143,6 +154,7 @@ def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
     assert cached == {
         *(f"data/{name}" for name in ("curated", "cold_start", "rejection", "preferences")),
         *(f"models/{name}" for name in ("zero", "dev1", "dev2", "dev3", "r1", "reward_helpful", "reward_safety")),
+        *(f"models/{student}" for student in STUDENTS[2:]),  # the bases are in git
         "reports/report.html",
         *(f"data/samples/{m}{kind}.parquet" for m in MODELS for kind in ("", "_open")),
         *(out for name in TRAINED for out in (f"models/ablations/{name}", f"data/samples/ablations/{name}.parquet")),
