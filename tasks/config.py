@@ -127,10 +127,23 @@ class Zero(RL):
     base: str = Field(description="Hugging Face folder of the base model")
 
 
+class Mix(Section):
+    """Prompts of each kind in one rollout of r1's last steps (the paper does not disclose its mix)."""
+
+    reasoning: int = Field(ge=0)
+    general: int = Field(ge=0)
+    safety: int = Field(ge=0)
+
+    @property
+    def total(self) -> int:
+        return self.reasoning + self.general + self.safety
+
+
 class R1(RL):
     """RL over all prompts; general and harmlessness prompts only in the last steps."""
 
     preference_steps: int = Field(ge=0, description="last steps, which also draw prompts that a reward model scores (paper: 400 of 1,700)")
+    preference_mix: Mix
 
     @model_validator(mode="after")
     def _whole_rollouts(self) -> R1:
@@ -138,6 +151,12 @@ class R1(RL):
             raise ValueError(
                 f"preference_steps {self.preference_steps} must be at most steps {self.steps}, and a multiple of minibatches "
                 f"{self.minibatches}"
+            )
+        mix = self.preference_mix
+        if self.preference_steps and mix.total != self.prompts_per_rollout:
+            raise ValueError(
+                f"preference_mix has {mix.reasoning} + {mix.general} + {mix.safety} = {mix.total} prompts, prompts_per_rollout is "
+                f"{self.prompts_per_rollout}"
             )
         return self
 
@@ -306,7 +325,8 @@ class RewardModels(Section):
     seed: int = Field(ge=0)
     prompts: int = Field(ge=1, description="general prompts, and as many safety prompts, at most")
     candidates: int = Field(ge=2, description="responses sampled a prompt")
-    strangers: int = Field(ge=0, description="responses to other prompts of the family that join a prompt's candidates")
+    strangers: int = Field(ge=0, description="responses to the most similar prompts of its family that join a prompt's candidates")
+    pairs_per_prompt: int = Field(ge=1, description="pairs that are judged, at most")
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
     judgements: int = Field(ge=1, description="judgements of a pair, each in random order (paper: 4)")

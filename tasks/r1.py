@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import errors, records
-from tasks.config import R1, Params, load_params
+from tasks.config import R1, Mix, Params, load_params
 from tasks.errors import DataError
 from tasks.monitoring import hacking
 from tasks.records import Record
@@ -30,28 +30,30 @@ INITIAL = Path("models/dev3")
 JUDGES = {"helpful": Path("models/reward_helpful"), "safety": Path("models/reward_safety")}
 
 
-def open_prompts() -> list[Record]:
+def open_prompts(mix: Mix) -> list[Record]:
     """The general and harmlessness prompts of the train split.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none of a kind that the mix asks for.
     """
     path = rl_stage.CURATED / "train.parquet"
     found = [r for r in records.read(path) if r["domain"] in PREFERENCE]
-    if not found:
-        raise DataError(f"{path} holds no prompt of the domains {', '.join(PREFERENCE)}: set r1.preference_steps to 0, or curate some")
+    for kind in PREFERENCE:
+        if getattr(mix, kind) and not any(r["domain"] == kind for r in found):
+            raise DataError(f"{path} holds no prompt of the domain {kind}: set r1.preference_mix.{kind} to 0, or curate some")
     return found
 
 
 def draw(reasoning: Sequence[Record], preference: Sequence[Record], params: R1) -> Draw:
-    """Prompts of a rollout: verifiable ones first, in the last `preference_steps` all kinds, as they come in the data."""
+    """Prompts of a rollout: verifiable ones first, in the last `preference_steps` so many of each kind as `preference_mix` says."""
     boundary = (params.steps - params.preference_steps) // params.minibatches
-    everything = [*reasoning, *preference]
+    kinds = {"reasoning": reasoning, **{kind: [r for r in preference if r["domain"] == kind] for kind in PREFERENCE}}
+    counts = {kind: count for kind, count in params.preference_mix if count}
 
     def ids(rollout: int) -> list[str]:
         if rollout < boundary:
             return rollout_prompts(reasoning, params.seed, rollout, params.prompts_per_rollout)
-        return rollout_prompts(everything, params.seed + 1, rollout - boundary, params.prompts_per_rollout)
+        return [key for kind in counts for key in rollout_prompts(kinds[kind], params.seed + 1, rollout - boundary, counts[kind])]
 
     return ids
 
@@ -72,7 +74,7 @@ def stage(params: Params) -> Stage:
     """What is trained on what."""
     own, problems = params.r1, len(rl_stage.load_validation(params.r1))
     reasoning = rl_stage.load_prompts("train", own.domains)
-    preference = open_prompts() if own.preference_steps else []
+    preference = open_prompts(own.preference_mix) if own.preference_steps else []
     judges = {name: RewardModel(folder).share_memory() for name, folder in JUDGES.items()} if preference else {}
     return Stage(
         "r1", own, INITIAL, [*reasoning, *preference], draw(reasoning, preference, own),

@@ -51,7 +51,6 @@ METRICS = Path("reports/metrics/reward_models.json")
 RUNS = Path(".runs/reward_models")
 
 HARMLESS = "how"  # harmless requests that are worded as harmful ones are: else a safety model could go by the wording
-PAIRS_PER_PROMPT = 4  # at most
 NEIGHBOURS = 1000  # other prompts of its family that a prompt is compared with, to find those most like it
 CALLS = 8  # pairs that an endpoint judges at a time
 BALANCE = 0.05  # mean lengths of chosen and rejected answers may differ by this share of the rejected ones' mean
@@ -141,8 +140,8 @@ def with_strangers(ids: Sequence[str], found: Mapping[str, list[Record]], count:
     return joined
 
 
-def draw_pairs(ids: Sequence[str], found: dict[str, list[Record]], seed: int) -> tuple[list[Pair], Counter[str]]:
-    """Up to PAIRS_PER_PROMPT pairs of distinct final answers a prompt; how many responses have none, and how many prompts have but one."""
+def draw_pairs(ids: Sequence[str], found: dict[str, list[Record]], most: int, seed: int) -> tuple[list[Pair], Counter[str]]:
+    """Up to `most` pairs of distinct final answers a prompt; how many responses have none, and how many prompts have but one."""
     pairs: list[Pair] = []
     counts = Counter(unanswered_responses=0, one_answer_prompts=0)
     for prompt_id in ids:
@@ -151,7 +150,7 @@ def draw_pairs(ids: Sequence[str], found: dict[str, list[Record]], seed: int) ->
         answers = sorted(answer for answer in rows if answer)
         counts["one_answer_prompts"] += len(answers) < 2
         every, rng = list(combinations(answers, 2)), random.Random(f"pairs/{seed}/{prompt_id}")
-        pairs += [(rows[a], rows[b]) for a, b in rng.sample(every, min(PAIRS_PER_PROMPT, len(every)))]
+        pairs += [(rows[a], rows[b]) for a, b in rng.sample(every, min(most, len(every)))]
     return pairs, counts
 
 
@@ -221,7 +220,7 @@ def make_pairs(
     Raises:
         DataError: no pair is left, or none that trains or none that measures.
     """
-    drawn, counts = draw_pairs(ids, with_strangers(ids, found, settings.strangers, settings.seed), settings.seed)
+    drawn, counts = draw_pairs(ids, with_strangers(ids, found, settings.strangers, settings.seed), settings.pairs_per_prompt, settings.seed)
     if not drawn:
         raise DataError(f"no prompt has two different final answers of {POLICY}: raise reward_models.candidates or temperature")
     judged = judgements(drawn, settings, work)

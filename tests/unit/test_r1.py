@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from tasks import dev2, r1, records
 from tasks.config import Params
@@ -22,7 +24,8 @@ OPEN = [r for r in ROWS if r["domain"] in ("general", "safety")]
 
 def params(**own: object) -> Params:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["r1"] |= {"steps": 20, "preference_steps": 8, "minibatches": 4, "prompts_per_rollout": 16} | own
+    content["r1"] |= {"steps": 20, "preference_steps": 8, "minibatches": 4, "prompts_per_rollout": 16}
+    content["r1"] |= {"preference_mix": {"reasoning": 7, "general": 5, "safety": 4}} | own
     return Params.model_validate(content)
 
 
@@ -36,12 +39,18 @@ def test_preference_prompts_come_in_the_last_steps_and_not_one_step_sooner():
     assert [kinds(draw, rollout) for rollout in range(5)] == [{False}, {False}, {False}, {False, True}, {False, True}]
 
 
-def test_the_last_part_mixes_the_kinds_as_the_data_do():
-    draw = r1.draw(REASONING, OPEN, params(preference_steps=20, prompts_per_rollout=64).r1)
-    drawn = [key for rollout in range(5) for key in draw(rollout)]
-    share = sum(key in {r["id"] for r in OPEN} for key in drawn) / len(drawn)
-    assert share == pytest.approx(len(OPEN) / (len(OPEN) + len(REASONING)), abs=0.05)
-    assert len(set(drawn)) == len(drawn)  # 320 of 400: no prompt twice in an epoch
+def test_the_last_part_mixes_the_kinds_as_the_parameters_say():
+    draw, domain = r1.draw(REASONING, OPEN, params().r1), {r["id"]: r["domain"] for r in ROWS}
+    for rollout in (3, 4):
+        counts = Counter(domain[key] if domain[key] in ("general", "safety") else "reasoning" for key in draw(rollout))
+        assert counts == {"reasoning": 7, "general": 5, "safety": 4}
+    drawn = [key for rollout in (3, 4) for key in draw(rollout)]
+    assert len(set(drawn)) == len(drawn)  # no prompt twice in an epoch of its kind
+
+
+def test_a_mix_that_does_not_fill_a_rollout_shows_the_arithmetic():
+    with pytest.raises(ValidationError, match=r"preference_mix has 7 \+ 5 \+ 3 = 15 prompts, prompts_per_rollout is 16"):
+        params(preference_mix={"reasoning": 7, "general": 5, "safety": 3})
 
 
 def test_without_preference_steps_no_open_prompt_is_read(tmp_path, monkeypatch):
@@ -55,8 +64,11 @@ def test_without_preference_steps_no_open_prompt_is_read(tmp_path, monkeypatch):
 def test_a_train_split_without_open_prompts_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     curated(tmp_path, REASONING)
-    with pytest.raises(DataError, match=r"no prompt of the domains general, safety: set r1\.preference_steps to 0"):
+    with pytest.raises(DataError, match=r"no prompt of the domain general: set r1\.preference_mix\.general to 0"):
         r1.stage(params())
+    mix = {"reasoning": 12, "general": 0, "safety": 4}
+    with pytest.raises(DataError, match=r"no prompt of the domain safety"):
+        r1.stage(params(preference_mix=mix))
 
 
 def test_dev2_starts_from_dev1_with_rules_and_language_alone(tmp_path, monkeypatch):
