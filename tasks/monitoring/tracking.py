@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path | str],
         "stage": stage,
         "params": flatten(params),
         "inputs": _digests(inputs),
-        "tags": {"stage": stage, **_commit()},
+        "tags": {"stage": stage, **_tags(commit())},
     }
     tracked, sender = _open(state, start), _start_sender(state)
     status = "FAILED"
@@ -215,18 +216,30 @@ def _digests(inputs: Mapping[str, Path | str]) -> dict[str, str]:
     return {name: content_hash(value) if isinstance(value, Path) else value for name, value in inputs.items()}
 
 
-def _commit() -> dict[str, str]:
+@dataclass(frozen=True)
+class Commit:
+    """The code's version: the commit, None outside git, and whether files that decide a result differ from it."""
+
+    name: str | None
+    dirty: bool
+
+
+def commit(root: Path = Path()) -> Commit:
+    """The version of the code in a folder."""
+    name = _git(root, "rev-parse", "HEAD")
+    return Commit(name, bool(name and _git(root, "status", "--porcelain", "--", *CODE)))
+
+
+def _tags(code: Commit) -> dict[str, str]:
     """Prefect and DVC hide the main file from MLflow, so it would not find the commit by itself."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
+    if code.name is None:
         return {"git.commit": "none", "git.dirty": "unknown"}
-    dirty = "true" if _git("status", "--porcelain", "--", *CODE) else "false"
-    return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit}
+    return {"git.commit": code.name, "git.dirty": str(code.dirty).lower(), "mlflow.source.git.commit": code.name}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
