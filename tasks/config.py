@@ -263,7 +263,7 @@ class Price(Section):
 
 class Report(Section):
     examples: int = Field(ge=1, description="held-out problems shown side by side")
-    price_per_hour: Price | None = Field(None, description="null: the cost ledger has no money")
+    price_per_hour: Price | None = Field(default=None, description="null: the cost ledger has no money")
 
 
 class Params(Section):

@@ -9,20 +9,34 @@ that makes it; nothing fails. Same inputs, same bytes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tasks import errors, records
 from tasks.config import Report, load_params
 from tasks.monitoring import (
-    ablations_page, behaviour_page, claims, costs, figures, glossary, graph, lineage, markdown, paper_map, plots, recipe_page, students_page,
-    tracking, zero_page,
-)  # fmt: skip
+    ablations_page,
+    behaviour_page,
+    claims,
+    costs,
+    figures,
+    glossary,
+    graph,
+    lineage,
+    markdown,
+    paper_map,
+    plots,
+    recipe_page,
+    students_page,
+    tracking,
+    zero_page,
+)
 from tasks.monitoring.sources import COSTS, OPTIONAL, SOURCES, load
 from tasks.monitoring.stage_table import STAGES
 
@@ -107,11 +121,17 @@ def scientific(value: float | None) -> str:
     return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
+def unbroken(text: str) -> Markup:
+    """Text whose intervals and percentages stay on one line."""
+    joined = str(escape(text)).replace(" %", "\N{NO-BREAK SPACE}%")
+    return Markup(re.sub(r"\([\d.]+–[\d.]+\)", r'<span class="nb">\g<0></span>', joined))
+
+
 def render(inputs: Mapping[str, Any], settings: Report) -> str:
     """The page for loaded inputs (see `sources.load`)."""
     loader = jinja2.FileSystemLoader(PAGE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"pct": percent, "sci": scientific}
+    environment.filters |= {"pct": percent, "sci": scientific, "unbroken": unbroken}
     return environment.get_template("report.html.j2").render(context(inputs, settings))
 
 

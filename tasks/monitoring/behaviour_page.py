@@ -57,7 +57,8 @@ def trivial(known: Mapping[str, Evaluation]) -> list[Block]:
         _row("Words, numbers and signs of thought", known, lambda e: e["open"].get("trivial_thought"), percent=False),
         _row("Empty thoughts", known, lambda e: e["open"].get("trivial_empty")),
     ]
-    return [Block("Trivial prompts", rows), Block("Problems", [_row("Tokens of the response", known, lambda e: e["intervals"]["length"], False)])]
+    beside = _row("Tokens of the response", known, lambda e: e["intervals"]["length"], percent=False)
+    return [Block("Trivial prompts", rows), Block("Problems", [beside])]
 
 
 def _trivial_dots(known: Mapping[str, Evaluation]) -> str | None:

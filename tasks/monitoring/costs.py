@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.config import Price
@@ -61,8 +61,8 @@ def _evaluated(inputs: Inputs, model: str) -> int | None:
 
 def _row(inputs: Inputs, stage: str) -> Row:
     cost = (inputs["costs"] or {}).get(stage) or {}
-    known = {"sampled": _sampled(inputs, stage), "trained": _trained(inputs, stage), "flops": _flops(inputs, stage)}
-    return Row(stage, cost.get("seconds"), cost.get("resumed", 0), **known)
+    spent = cost.get("seconds"), cost.get("resumed", 0)
+    return Row(stage, *spent, _sampled(inputs, stage), _trained(inputs, stage), _flops(inputs, stage))
 
 
 def _sum(values: Iterable[Any]) -> Any:
@@ -97,7 +97,7 @@ def _ablations(inputs: Inputs) -> list[Row]:
 def _priced(row: Row, price: Price | None) -> Row:
     if price is None or row.seconds is None:
         return row
-    return Row(**{**row.__dict__, "money": row.seconds / 3600 * price.amount})
+    return replace(row, money=row.seconds / 3600 * price.amount)
 
 
 def ledger(inputs: Inputs, price: Price | None) -> list[Row]:

@@ -17,6 +17,7 @@ from tasks.monitoring.plots import COLOURS, Event, Line
 from tasks.monitoring.reflection import WORDS
 
 Interval = Mapping[str, float]  # mean, low, high
+DODGE = 0.05  # levels by which the models of a figure stand apart, so that none hides another
 
 
 def limit_raised(steps: pd.DataFrame) -> list[Event]:
@@ -47,6 +48,12 @@ def accuracy_lines(steps: pd.DataFrame) -> list[Line]:
         line(steps, "validation_pass1", "validation", "green", points=True),
         line(steps, "cons", "majority", "purple", points=True),
     ]
+
+
+def _top(values: pd.Series) -> float | None:
+    """Upper limit of an axis that a few single steps would stretch beyond use; None where none would."""
+    usual = 1.5 * float(values.quantile(0.95))
+    return usual if float(values.max()) > 2 * usual > 0 else None
 
 
 def training_curves(
@@ -95,12 +102,12 @@ def training_curves(
             {
                 "ylabel": "KL to the reference (nats per token)",
                 "events": reference_replaced(steps),
-                "ylim": (0.0, None),
+                "ylim": (0.0, _top(steps["kl"])),
             },
         ),
         "gradient": (
             [line(steps, "grad_norm", "", "blue")],
-            {"ylabel": "gradient norm before clipping", "ylim": (0.0, None)},
+            {"ylabel": "gradient norm before clipping", "ylim": (0.0, _top(steps["grad_norm"]))},
         ),
         "groups": (
             [
@@ -169,7 +176,7 @@ def dots(
         rows: for each row its series' intervals; a series may be missing.
         colours: role of each series' colour, in their order from top to bottom within a row.
         name, alt, xlabel: see `plots.curve`.
-        percent: shares, from 0 to 100 %.
+        percent: shares; the axis ends at 100 %, or where they do if all are small.
     """
     offsets = dict(zip(colours, np.linspace(-0.22, 0.22, len(colours)) if len(colours) > 1 else [0.0], strict=True))
     with matplotlib.rc_context(plots.STYLE):
@@ -178,12 +185,13 @@ def dots(
         for place, intervals in enumerate(rows.values()):
             for series, value in intervals.items():
                 colour, height = COLOURS[colours[series]], place + offsets[series]
-                axes.plot([value["low"], value["high"]], [height] * 2, color=colour, linewidth=1.6, solid_capstyle="round")
-                axes.plot(value["mean"], height, "o", color=colour, markersize=5)
+                axes.plot([value["low"], value["high"]], [height] * 2, color=colour, linewidth=1.6, solid_capstyle="round", clip_on=False)
+                axes.plot(value["mean"], height, "o", color=colour, markersize=5, clip_on=False)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0.0, 1.0 if percent else None)
+        top = max(value["high"] for intervals in rows.values() for value in intervals.values())
+        axes.set_xlim(0.0, 1.0 if percent and top > 0.4 else None)
         if percent:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel(xlabel)
@@ -199,13 +207,15 @@ def length_by_level(evaluations: Mapping[str, Mapping[str, Any]], colours: Mappi
         colours: for each model its title and its colour's role; others are left out.
     """
     families: dict[str, list[Line]] = {}
-    for model, (title, colour) in colours.items():
+    for number, (model, (title, colour)) in enumerate(colours.items()):
         levels: dict[str, dict[int, Mapping[str, Any]]] = {}
         for label, found in (evaluations[model]["by_level"] if model in evaluations else {}).items():
             levels.setdefault(label.rsplit("-", 1)[0], {})[int(label.rsplit("-", 1)[1])] = found
         for family, found in sorted(levels.items()):
             if len(found) > 1:
-                families.setdefault(family, []).append(_lengths(dict(sorted(found.items())), title, colour))
+                families.setdefault(family, []).append(
+                    _lengths(dict(sorted(found.items())), title, colour, DODGE * (number - len(colours) // 2))
+                )
     return {
         family: plots.curve(
             lines, name=f"level-{family}", alt=_alt(f"length at {family}", lines, "levels"), ylabel="response length (tokens)",
@@ -215,10 +225,10 @@ def length_by_level(evaluations: Mapping[str, Mapping[str, Any]], colours: Mappi
     }  # fmt: skip
 
 
-def _lengths(levels: Mapping[int, Mapping[str, Any]], title: str, colour: str) -> Line:
+def _lengths(levels: Mapping[int, Mapping[str, Any]], title: str, colour: str, dodge: float) -> Line:
     spread = [found["intervals"].get("length") or {"low": found["length"], "high": found["length"]} for found in levels.values()]
     lengths = [float(found["length"]) for found in levels.values()]
-    return Line(list(levels), lengths, title, colour, points=True, around=[(s["low"], s["high"]) for s in spread])
+    return Line([level + dodge for level in levels], lengths, title, colour, points=True, around=[(s["low"], s["high"]) for s in spread])
 
 
 def contrast(

@@ -9,8 +9,8 @@ METRICS: dict[str, str] = {
         "problems. Samples are drawn at temperature 0.6 and top-p 0.95, as in the paper; greedy decoding is not used."
     ),
     "shown, not shown": (
-        "Whether this run meets the rule that stands beside the claim. The rules are thresholds, set for runs of the miniature; one run, one "
-        "seed. “Not shown” is not “refuted”: a model that solves nearly everything leaves a vote, or more training, nothing to gain."
+        "Whether this run meets the rule that stands beside the claim. The rules are thresholds, set for runs of the miniature; one run, "
+        "one seed. “Not shown” is not “refuted”: a model that solves nearly everything leaves a vote, or more training, nothing to gain."
     ),
     "95 % interval": (
         "A bootstrap over problems: had other problems been drawn from the same world, the mean would have varied "
@@ -83,8 +83,8 @@ METRICS: dict[str, str] = {
         "update of a rollout. Far from 0, the sampler would be running stale or different weights; the run then stops."
     ),
     "FLOPs": (
-        "Floating point operations, counted from the shapes of the model and the numbers of tokens, not measured: sampling is forward passes, "
-        "training forward and backward, the reference forward alone."
+        "Floating point operations, counted from the shapes of the model and the numbers of tokens, not measured: sampling is forward "
+        "passes, training forward and backward, the reference forward alone."
     ),
     "fingerprint": "A hash of the weights. Each sample carries the fingerprint of the model that wrote it.",
 }

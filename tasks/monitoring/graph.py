@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tasks.monitoring.lineage import Node
 from tasks.monitoring.plots import COLOURS
 
-WIDTH, PAD, LINE, GAP_X, GAP_Y = 238, 10, 15, 16, 48  # pixels: of a box, within it, of a line of text, between boxes and layers
+WIDTH, PAD, LINE, GAP_X, GAP_Y = 238, 10, 15, 16, 56  # pixels: of a box, within it, of a line of text, between boxes and layers
 ROW = 4  # boxes beside each other
 LANE = 9  # pixels between two lanes
 FONT = "font-family: inherit"
@@ -28,6 +28,7 @@ class Box:
     x: float
     y: float
     row: int
+    column: int
 
     @property
     def height(self) -> int:
@@ -46,7 +47,7 @@ def _rows(nodes: Sequence[Node]) -> list[list[Node]]:
 def _place(rows: Sequence[Sequence[Node]], left: float) -> list[Box]:
     boxes, y = [], 4.0
     for number, row in enumerate(rows):
-        placed = [Box(node, left + i * (WIDTH + GAP_X), y, number) for i, node in enumerate(row)]
+        placed = [Box(node, left + i * (WIDTH + GAP_X), y, number, i) for i, node in enumerate(row)]
         boxes += placed
         y += max(box.height for box in placed) + GAP_Y
     return boxes
@@ -79,15 +80,15 @@ def _draw_box(box: Box) -> str:
     return "".join(drawn)
 
 
-def _over(child: Box, order: int) -> float:
-    """Height above a box at which the edge of the node with this number runs, so that edges of two nodes do not coincide."""
-    return child.y - 10 - 4 * (order % 5)
+def _over(child: Box, slot: int) -> float:
+    """Height above a box at which the edge into a slot runs: later slots and boxes further right higher, so that few edges cross."""
+    return child.y - 9 - 4 * slot - 8 * child.column
 
 
-def _draw_edge(parent: Box, child: Box, model: bool, slot: int, order: int, lane: float | None) -> str:
-    """From the parent's foot, or its lane, to the child's head; slots keep edges into one box apart."""
-    x = child.x + WIDTH * (0.5 + 0.12 * ((slot + 1) // 2) * (-1) ** slot)
-    over = _over(child, order)
+def _draw_edge(parent: Box, child: Box, model: bool, slot: int, lane: float | None) -> str:
+    """From the parent's foot, or its lane, to a slot in the child's head, of as many slots as it has parents."""
+    x = child.x + WIDTH * (0.5 + 0.12 * (slot - (len(child.node.parents) - 1) / 2))
+    over = _over(child, slot)
     start = f"M{parent.x + WIDTH / 2:g} {parent.y + parent.height:g}V{over:g}" if lane is None else f"M{lane:g} {over:g}"
     path = f"{start}H{x:g}V{child.y - 1:g}"
     role = "blue" if model else "grey"
@@ -95,11 +96,34 @@ def _draw_edge(parent: Box, child: Box, model: bool, slot: int, order: int, lane
     return f'<path d="{path}{head}" style="fill: none; stroke: {_colour(role)}; stroke-width: 1.3"/>'
 
 
-def _draw_lane(parent: Box, children: Sequence[Box], x: float, under: float, order: int) -> str:
+def _draw_lane(parent: Box, children: Sequence[Box], x: float, under: float, last: float) -> str:
     """From a box down, to its lane under the boxes of its row, and down to its last child."""
     models = any(dict(child.node.parents)[parent.node.title] for child in children)
-    start, last, role = parent.x + 0.4 * WIDTH, max(_over(child, order) for child in children), "blue" if models else "grey"
-    return f'<path d="M{start:g} {parent.y + parent.height:g}V{under:g}H{x:g}V{last:g}" style="fill: none; stroke: {_colour(role)}; stroke-width: 1.3"/>'
+    start, role = parent.x + 0.4 * WIDTH, "blue" if models else "grey"
+    path = f"M{start:g} {parent.y + parent.height:g}V{under:g}H{x:g}V{last:g}"
+    return f'<path d="{path}" style="fill: none; stroke: {_colour(role)}; stroke-width: 1.3"/>'
+
+
+def _from_left(parent: Box, child: Box, lanes: dict[str, int]) -> float:
+    """Order of a box's edges from left to right: those from lanes, then those from the row above."""
+    return lanes[parent.node.title] if child.row - parent.row > 1 else len(lanes) + parent.x
+
+
+def _edges(boxes: dict[str, Box], lanes: dict[str, int]) -> list[str]:
+    """All edges and lanes, to be drawn under the boxes."""
+    drawn: list[str] = []
+    far: dict[str, list[tuple[Box, int]]] = {title: [] for title in lanes}  # children beyond the next row, with their slots
+    for box in boxes.values():
+        for slot, (parent, model) in enumerate(sorted(box.node.parents, key=lambda p: _from_left(boxes[p[0]], box, lanes))):
+            beyond = box.row - boxes[parent].row > 1
+            drawn.append(_draw_edge(boxes[parent], box, model, slot, LANE * (1 + lanes[parent]) if beyond else None))
+            if beyond:
+                far[parent].append((box, slot))
+    for title, reached in far.items():
+        under = max(box.y + box.height for box in boxes.values() if box.row == boxes[title].row) + 4 + 3 * lanes[title]
+        last = max(_over(box, slot) for box, slot in reached)
+        drawn.append(_draw_lane(boxes[title], [box for box, _ in reached], LANE * (1 + lanes[title]), under, last))
+    return drawn
 
 
 def draw(nodes: Sequence[Node], alt: str) -> str | None:
@@ -108,18 +132,9 @@ def draw(nodes: Sequence[Node], alt: str) -> str | None:
         return None
     rows = _rows(nodes)
     lanes = _lanes(_place(rows, 0))
-    left = LANE * (len(lanes) + 1) + 4
-    boxes = {box.node.title: box for box in _place(rows, left)}
-    order, edges = {title: number for number, title in enumerate(boxes)}, []
-    for box in boxes.values():
-        for slot, (parent, model) in enumerate(box.node.parents):
-            lane = LANE * (1 + lanes[parent]) if box.row - boxes[parent].row > 1 else None
-            edges.append(_draw_edge(boxes[parent], box, model, slot, order[parent], lane))
-    for title, number in lanes.items():
-        children = [box for box in boxes.values() if title in dict(box.node.parents) and box.row - boxes[title].row > 1]
-        under = max(box.y + box.height for box in boxes.values() if box.row == boxes[title].row) + 4 + 3 * number
-        edges.append(_draw_lane(boxes[title], children, LANE * (1 + number), under, order[title]))
+    boxes = {box.node.title: box for box in _place(rows, LANE * (len(lanes) + 1) + 4)}
     width = max(box.x for box in boxes.values()) + WIDTH + 4
     height = max(box.y + box.height for box in boxes.values()) + 4
-    body = "".join([*edges, *(_draw_box(box) for box in boxes.values())])
-    return f'<svg data-name="graph" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg">{body}</svg>'
+    body = "".join([*_edges(boxes, lanes), *(_draw_box(box) for box in boxes.values())])
+    head = f'data-name="graph" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}"'
+    return f'<svg {head} xmlns="http://www.w3.org/2000/svg">{body}</svg>'

@@ -64,7 +64,7 @@ def stages(lock: Mapping[str, Any]) -> list[Stage]:
 
 def _stage(name: str, entry: Mapping[str, Any], owners: Mapping[str, str]) -> Stage:
     read, params = _files(entry.get("deps")), entry.get("params") or {}
-    parents = {}
+    parents: dict[str, str] = {}
     for file in read:
         owner = next((owners[out] for out in owners if _within(file.path, out)), file.path)
         if not _is_code(file.path) and owner != name:
@@ -122,9 +122,7 @@ def graph(lock: Mapping[str, Any]) -> list[Node]:
     titles = _titles(drawn)
     read = {parent for stage in drawn for parent in stage.parents}
     evaluated = _evaluations(all_stages)
-    made = [
-        Node(file.path, ((_kind(file.path), file.md5), *evaluated.get(file.path, ())), (), 0) for file in wild if file.path in read
-    ]
+    made = [Node(file.path, ((_kind(file.path), file.md5), *evaluated.get(file.path, ())), (), 0) for file in wild if file.path in read]
     for title in dict.fromkeys(titles.values()):
         made.append(_node(title, [stage for stage in drawn if titles[stage.name] == title], titles, made, evaluated))
     return made

@@ -15,7 +15,9 @@ from html.parser import HTMLParser
 FOLDER = "figures"
 VOID = frozenset({"meta", "img", "br", "hr"})
 SKIPPED = frozenset({"head", "nav", "style"})
-BLOCKS = frozenset({"p", "h1", "h2", "h3", "table", "ul", "dl", "details", "figure", "div", "section", "article", "header", "main", "html", "body"})
+BLOCKS = frozenset(
+    {"p", "h1", "h2", "h3", "table", "ul", "dl", "details", "figure", "div", "section", "article", "header", "main", "html", "body"}
+)
 _SVG = re.compile(r'<svg data-name="([\w-]+)" role="img" aria-label="([^"]*)".*?</svg>', re.DOTALL)
 
 

@@ -65,7 +65,9 @@ def compute(inputs: Inputs) -> list[dict[str, Any]]:
                 flops = summary.get("flops") or {}
                 sampling = flops.get("teacher_sampling" if variant == "distill" else "sampling")
                 known = {key: flops.get(key) for key in ("training", "reference", "total", "budget")}
-                rows.append({"title": f"{title}, {VARIANTS[variant]}", "parameters": summary.get("parameters"), "sampling": sampling} | known)
+                rows.append(
+                    {"title": f"{title}, {VARIANTS[variant]}", "parameters": summary.get("parameters"), "sampling": sampling} | known
+                )
     return rows
 
 
