@@ -23,7 +23,7 @@ from tasks.config import RL
 from tasks.errors import SecondThoughtError
 from tasks.evaluation.metrics import mean_or_zero
 from tasks.generation.sampler import Sampling
-from tasks.monitoring.steps import describe
+from tasks.monitoring.steps import consensus, describe
 from tasks.rewards.total import Rewarder
 from tasks.training import checkpoint, flops
 from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
@@ -287,7 +287,7 @@ class Trainer:
         uncredited = [Sample(o.prompt, o.completion, o.logprobs, 0.0) for o in outputs]
         credited, told = self.algorithm.credit(uncredited, rewards, self.score)
         informative = (advantages(torch.tensor(rewards).view(-1, params.group_size), params.normalize_std) != 0).any(dim=1).tolist()
-        rows = []
+        rows, cons = [], consensus(outputs, params.group_size, self.actor.records)  # mini-batches tear groups apart
         for number, indices in enumerate(self.split(outputs)):
             chosen, samples = [outputs[i] for i in indices], [credited[i] for i in indices]
             row: dict[str, Any] = {"step": self.state.step, "learning_rate": self.learning_rate()}
@@ -296,7 +296,7 @@ class Trainer:
             row["sampler_gap"] = row["sampler_gap"] if number == 0 else None  # later mini-batches are off-policy: it says nothing
             teaching = mean_or_zero([informative[i // params.group_size] for i in indices])
             row |= describe(chosen) | {"informative_groups": teaching, "max_new_tokens": limit}
-            row["validation_pass1"] = validation if number == 0 else None
+            row["validation_pass1"], row["cons"] = (validation, cons) if number == 0 else (None, None)
             self.state.step += 1
             self.count(samples)
             self.refresh_reference()

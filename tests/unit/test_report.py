@@ -14,11 +14,12 @@ import pytest
 
 from benchmarks import seeds
 from tasks import report
+from tasks.config import Report
 from tasks.errors import DataError
 from tasks.monitoring import examples, figures, plots, stage_table, zero_page
 from tests.fake_run import RAISED, TAKEOFF, r1_table, steps_table, write_run
 
-SHOWN = 8
+SHOWN = Report(examples=8)
 FROM_DEV1_ON = 2 + 4 + 4 + 1  # losses, curves of Dev2 and of R1, the monitor
 
 
