@@ -37,6 +37,13 @@ def test_a_run_has_the_settings_of_its_stage_but_for_what_it_changes(tmp_path):
     assert runs["clip_02"].like == "dev2" and runs["clip_02"].settings.clip_high == 0.2 and runs["clip_02"].settings.beta == 0.25
 
 
+@pytest.mark.parametrize("changes", [{"ratio": "sequence"}, {"algorithm": "ppo"}])
+def test_the_ablations_stay_what_they_are_when_zero_changes(tmp_path, changes):
+    """Else another loss or algorithm in zero would make params.yaml invalid, or two runs the same."""
+    before, after = (load_params(path).ablations.runs for path in (ROOT / "params.yaml", changed(tmp_path, "zero", changes)))
+    assert {name: run.zero for name, run in after.items()} == {name: run.zero for name, run in before.items()}
+
+
 @pytest.mark.parametrize(
     ("run", "values", "message"),
     [
