@@ -193,7 +193,7 @@ def test_every_input_is_missing_from_one_of_these_pages() -> None:
 
 
 def test_dvc_reruns_the_report_for_every_input_that_a_run_makes() -> None:
-    deps = set(yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["report"]["deps"])
+    deps = set(yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]["report"]["deps"])
     watched = {s.path for s in sources.SOURCES.values() if s.command != "make ablations"} - {"params.yaml", "dvc.lock", sources.COSTS}
     assert {path for path in watched if path not in deps and path != "data/curated/test.parquet"} == set()
 
