@@ -151,6 +151,7 @@ def _write_markdown(folder: Path, page: str) -> Iterator[Path]:
     """report.md and its figures; figures of an earlier report that this one does not have go."""
     text, drawn = markdown.extract(page)
     shown = folder / markdown.FOLDER
+    shown.mkdir(parents=True, exist_ok=True)
     for name, svg in drawn.items():
         yield _write(shown / f"{name}.svg", plots.standalone(svg, theme()))
     for path in set(shown.glob("*.svg")) - {shown / f"{name}.svg" for name in drawn}:

@@ -12,7 +12,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENTS = {"small": 220_000, "tiny": 90_000}
-SKILL = {
+SOLVED = {
     "student_small": 0.2, "student_tiny": 0.1, "distill_small": 0.88, "distill_tiny": 0.7, "rl_small": 0.5, "rl_tiny": 0.3,
 }  # fmt: skip
 # Name -> title, algorithm, settings, pass@1, share of words in the own language, memory and seconds in GRPO's
@@ -37,7 +37,10 @@ CHAIN = {  # stage -> what it writes, and what it reads beside code
     "dev3": (["models/dev3"], ["data/rejection", "models/base"]),
     "reward_models": (["data/preferences", "models/reward_helpful", "models/reward_safety"], ["data/curated", "models/dev3"]),
     "r1": (["models/r1"], ["data/curated", "models/dev3", "models/reward_helpful", "models/reward_safety"]),
-    **{f"distill@{s}": ([f"models/distill_{s}"], ["data/rejection", f"models/student_{s}"]) for s in STUDENTS},
+    **{
+        f"distill@{s}": ([f"models/distill_{s}", f"reports/metrics/distill_{s}.json"], ["data/rejection", f"models/student_{s}"])
+        for s in STUDENTS
+    },
     **{f"rl@{s}": ([f"models/rl_{s}"], ["data/curated", f"models/student_{s}", f"reports/metrics/distill_{s}.json"]) for s in STUDENTS},
     **{f"evaluate@{m}": ([f"data/samples/{m}.parquet"], ["data/curated", f"models/{m}"]) for m in ("base", "zero", "r1", "distill_small")},
     "report": (["reports/report.html"], ["data/samples/zero.parquet"]),
@@ -87,6 +90,15 @@ def ablation(name: str) -> dict:
     }  # fmt: skip
 
 
+def _evaluations(folder: Path) -> None:
+    """Evaluations of the students: R1's, but for what they solve."""
+    of_r1 = json.loads((folder / "evaluate_r1.json").read_text())
+    cons = f"cons@{of_r1['samples_per_problem']}"
+    for model, solved in SOLVED.items():
+        own = {"model": model, "fingerprint": f"{model}-fingerprint", "pass@1": _interval(solved), cons: _interval(solved + 0.05)}
+        _json(folder / f"evaluate_{model}.json", of_r1 | own)
+
+
 def _students(root: Path, steps: pd.DataFrame) -> None:
     fit = {"samples": 900, "response_tokens": 44000, "epochs": 2, "updates": 60, "seed": 0, "first_loss": 0.2, "last_loss": 0.05}
     folder, update = root / "reports/metrics", np.arange(30)
@@ -102,11 +114,12 @@ def _students(root: Path, steps: pd.DataFrame) -> None:
 
 
 def write(root: Path, steps: pd.DataFrame) -> None:
-    """Writes all of it under ``root``.
+    """Writes all of it under ``root``, where R1's evaluation is.
 
     Args:
         steps: a per-step table of RL, which every run here has.
     """
+    _evaluations(root / "reports/metrics")
     _students(root, steps)
     for name in ABLATIONS:
         _json(root / f"reports/ablations/{name}.json", ablation(name))

@@ -20,10 +20,8 @@ from tests import fake_extras
 STEPS = 60
 TAKEOFF = 20
 RAISED = 36
-SKILL = {"base": 0.2, "zero_no_reflection": 0.55, "zero": 0.85, "dev1": 0.6, "dev2": 0.9, "dev3": 0.91, "r1": 0.92} | fake_extras.SKILL
-WAITS = {"base": 0.05, "zero_no_reflection": 0.0, "zero": 0.5, "dev1": 0.4, "dev2": 0.5, "dev3": 0.5, "r1": 0.5} | dict.fromkeys(
-    fake_extras.SKILL, 0.3
-)
+SKILL = {"base": 0.2, "zero_no_reflection": 0.55, "zero": 0.85, "dev1": 0.6, "dev2": 0.9, "dev3": 0.91, "r1": 0.92}
+WAITS = {"base": 0.05, "zero_no_reflection": 0.0, "zero": 0.5, "dev1": 0.4, "dev2": 0.5, "dev3": 0.5, "r1": 0.5}
 HELPFUL, SAFE = {"r1": 0.9}, {"r1": 0.9, "dev3": 0.4}  # shares of open answers; others are careless, and safe half the time
 
 

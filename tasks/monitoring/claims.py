@@ -1,6 +1,6 @@
 """The paper's claims beside this run: each with the rule that decides whether the run shows it.
 
-A rule is a threshold, written beside the claim before the figures are known. "Not shown" means that this run does not meet it, which in a
+A rule is a threshold, written beside the claim and the same for every run. "Not shown" means that this run does not meet it, which in a
 miniature can be for want of room (a model that solves everything gains nothing from a vote); it does not mean that the paper is wrong.
 """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.config import fingerprint
 
-LEAVES = ("evaluate", "compare", "report")  # they read models and metrics and nothing trains on what they write
+OWN = "report"  # its entry is of the report before this one
+LEAVES = ("evaluate", "compare")  # they read models and metrics, and nothing trains on what they write
 GROUPED = 4  # more stages than these of one template are one node of the graph
 
 
@@ -33,6 +33,10 @@ class Stage:
     code: str
 
 
+def _entries(lock: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in (lock.get("stages") or {}).items() if name != OWN}
+
+
 def _files(entries: Any) -> tuple[File, ...]:
     return tuple(File(entry["path"], entry.get("md5", "")) for entry in entries or ())
 
@@ -42,7 +46,7 @@ def _is_code(path: str) -> bool:
 
 
 def _within(path: str, folder: str) -> bool:
-    return path == folder or PurePosixPath(folder) in PurePosixPath(path).parents
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _sections(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -51,12 +55,12 @@ def _sections(params: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def stages(lock: Mapping[str, Any]) -> list[Stage]:
-    """The stages of dvc.lock, each after those that it reads.
+    """The stages of dvc.lock but the report, each after those that it reads.
 
     Args:
         lock: dvc.lock, schema 2.0.
     """
-    entries = lock.get("stages") or {}
+    entries = _entries(lock)
     owners = {out.path: name for name, entry in entries.items() for out in _files(entry.get("outs"))}
     found = {name: _stage(name, entry, owners) for name, entry in entries.items()}
     return [found[name] for name in sorted(found, key=lambda name: (_depth(name, found), name))]
@@ -65,9 +69,9 @@ def stages(lock: Mapping[str, Any]) -> list[Stage]:
 def _stage(name: str, entry: Mapping[str, Any], owners: Mapping[str, str]) -> Stage:
     read, params = _files(entry.get("deps")), entry.get("params") or {}
     parents: dict[str, str] = {}
-    for file in read:
+    for file in (file for file in read if not _is_code(file.path)):
         owner = next((owners[out] for out in owners if _within(file.path, out)), file.path)
-        if not _is_code(file.path) and owner != name:
+        if owner != name:
             parents.setdefault(owner, file.path)
     code = fingerprint(sorted((file.path, file.md5) for file in read if _is_code(file.path)))
     return Stage(name, _files(entry.get("outs")), parents, fingerprint(params), _sections(params), code)
@@ -81,7 +85,7 @@ def _depth(name: str, found: Mapping[str, Stage]) -> int:
 
 def sources(lock: Mapping[str, Any]) -> list[File]:
     """Data and models that stages read and none made: the bases, the reviews, your own files."""
-    entries = lock.get("stages") or {}
+    entries = _entries(lock)
     made = [out.path for entry in entries.values() for out in _files(entry.get("outs"))]
     read = [file for entry in entries.values() for file in _files(entry.get("deps"))]
     wild = [file for file in read if not _is_code(file.path) and not any(_within(file.path, out) for out in made)]

@@ -90,7 +90,7 @@ def test_fits_the_window_and_is_legible(reports: Path, tmp_path: Path, width: in
     assert (luminance(seen["background"]) > 0.5) is (scheme == LIGHT)
     assert contrast(seen["ink"], seen["background"]) > 7
     assert contrast(seen["curve"], seen["background"]) > 4.5
-    assert seen["figures"] == 34 and seen["invisible"] == 0
+    assert seen["figures"] == 53 and seen["invisible"] == 0
     assert seen["small"] >= 9  # height in pixels of the smallest label in a figure
     assert seen["requests"] == []
 
