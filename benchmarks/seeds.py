@@ -30,8 +30,11 @@ from tasks.training.rl_stage import file_hash
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs/seeds.md"
 PRICE = ROOT / "reports/metrics/language_price.json"
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
+STUDENTS = ("small", "tiny")
+ARMS = ("student", "distill", "rl")  # a student's base, distilled, and by RL alone
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *(f"{arm}_{s}" for s in STUDENTS for arm in ARMS))
 STAGES = ("zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1")
+BASES = ("models/base", *(f"models/student_{s}" for s in STUDENTS))
 SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models")  # sections of params.yaml with a seed of their own
 
 HOW = "refusals of how, worded like harm"
@@ -48,11 +51,12 @@ def prepare(seed: int, **changes: Mapping[str, Any]) -> Path:
         params[section]["seed"] = seed
     for section, values in changes.items():
         params[section] |= values
-    inputs = sorted([*ROOT.glob("tasks/**/*.py"), *ROOT.glob("data/curated/*.parquet"), ROOT / "models/base/model.safetensors"])
+    bases = [ROOT / f"{base}/model.safetensors" for base in BASES]
+    inputs = sorted([*ROOT.glob("tasks/**/*.py"), *ROOT.glob("data/curated/*.parquet"), *bases])
     folder = ROOT / ".runs/seeds" / f"{seed}-{fingerprint(params, [file_hash(path) for path in inputs])}"
     (folder / "models").mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
-    for shared in ("data/curated", "data/cold_start_review.jsonl", "models/base"):
+    for shared in ("data/curated", "data/cold_start_review.jsonl", *BASES):
         link(folder / shared, ROOT / shared)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return folder
@@ -73,10 +77,13 @@ def run(folder: Path, made: Path, *command: str) -> None:
 
 
 def recipe(folder: Path) -> Path:
-    """Every stage up to r1, the evaluations and the comparison; returns the folder of the metrics."""
+    """Every stage up to r1, the students, the evaluations and the comparison; returns the folder of the metrics."""
     metrics = folder / "reports/metrics"
     for stage in STAGES:
         run(folder, metrics / f"{stage}.json", f"tasks.{stage}")
+    for student in STUDENTS:
+        run(folder, metrics / f"distill_{student}.json", "tasks.distill", student)
+        run(folder, metrics / f"rl_{student}.json", "tasks.distill_rl", student)
     for model in MODELS:
         run(folder, metrics / f"evaluate_{model}.json", "tasks.evaluate", model)
     run(folder, metrics / "compare.json", "tasks.compare")
@@ -162,6 +169,8 @@ def claims(f: Figures, without: Mapping[str, Any]) -> dict[str, float]:
         "language reward: change of dev2's pass@1": one["dev2"] - without["pass@1"]["mean"],
         "language reward: change of dev2's consistency": lc["dev2"] - without["language_consistency"],
         "language reward: change of dev2's mixed chains": f["mixed chains"]["dev2"] - without["mixed_share"],
+        **{f"{s}: distilled - by RL, pass@1": one[f"distill_{s}"] - one[f"rl_{s}"] for s in STUDENTS},
+        **{f"{s}: distilled, language consistency": lc[f"distill_{s}"] for s in STUDENTS},
     }
 
 

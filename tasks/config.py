@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tasks.errors import SecondThoughtError
 
+PRESETS = Path(__file__).parents[1] / "infra/students.yaml"  # the paper's students
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -188,9 +189,10 @@ class ColdStart(Section):
 
 
 class SFT(Section):
-    """Supervised fine-tuning of a base, for dev1 and dev3."""
+    """Supervised fine-tuning of a base, for dev1, dev3 and the students."""
 
-    base: str = Field(description="Hugging Face folder of the model that is tuned")
+    base: str = Field(description="Hugging Face folder of the model that is tuned, or its id on the hub if it is in the local cache")
+    positions: int | None = Field(default=None, ge=1, description="positions that the base gets, where its own are too few; null: its own")
     seed: int = Field(ge=0, description="seed of the order of samples")
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1, description="samples an update (paper: 128)")
@@ -218,6 +220,32 @@ class Rejection(Section):
     per_prompt: int = Field(ge=1, description="samples kept of one problem, at most")
     reasoning_ratio: float = Field(gt=0, description="reasoning samples to one general sample (paper: about 3)")
     judge: Service | None = Field(None, description="decides items without a rule; null: the miniature's own judge")
+
+
+class Student(SFT):
+    """SFT of one student's base on the rejection-sampled mix, without RL."""
+
+    preset: str | None = Field(None, description=f"a student of the paper, named in {PRESETS.name}; it overrides `sft` and `distill`")
+
+
+class Distill(Section):
+    """The students by name. What else stands here is shared by them and overrides `sft`."""
+
+    students: dict[str, Student]
+
+    def find(self, name: str) -> Student:
+        """The settings of a student.
+
+        Raises:
+            ParamsError: there is none of that name.
+        """
+        if name not in self.students:
+            raise ParamsError(f"no student {name!r} in distill.students of params.yaml; it has {', '.join(self.students)}")
+        return self.students[name]
+
+
+class DistillRL(RL):
+    """GRPO straight on a student's base with the FLOPs that its distillation took; `steps` is a bound, not the end."""
 
 
 class RewardModels(Section):
@@ -278,7 +306,11 @@ class Report(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml. `rl` and `sft` hold what their stages share; a stage's section overrides it."""
+    """The whole of params.yaml. `rl` and `sft` hold what their stages share; a stage's section overrides it.
+
+    `distill_rl` starts from `zero` without its base: it is R1-Zero of another base. A student takes `sft`, then `distill`, then its
+    preset, then its own values.
+    """
 
     seed: int = Field(ge=0)
     curate: Curate
@@ -290,6 +322,8 @@ class Params(Section):
     dev2: RL
     rejection: Rejection
     dev3: SFT
+    distill: Distill
+    distill_rl: DistillRL
     reward_models: RewardModels
     r1: R1
     evaluate: Evaluate
@@ -301,16 +335,48 @@ class Params(Section):
     def _shared(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return given | {
+        merged = given | {
             stage: _over(given.get(shared), given[stage])
-            for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3")))
+            for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3", "distill")))
             for stage in stages
             if stage in given
         }
+        if "distill_rl" in given:
+            merged["distill_rl"] = _over(_without(merged.get("zero"), "base"), given["distill_rl"])
+        if "distill" in given:
+            merged["distill"] = _students(merged["distill"])
+        return merged
 
 
 def _over(shared: Any, own: Any) -> Any:
     return shared | own if isinstance(shared, dict) and isinstance(own, dict) else own
+
+
+def _without(section: Any, key: str) -> Any:
+    return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
+
+
+def _students(section: Any) -> Any:
+    """`distill` with what its students share handed down to each of them."""
+    if not isinstance(section, dict) or not isinstance(section.get("students"), dict):
+        return section
+    shared = _without(section, "students")
+    return {"students": {name: _over(shared, _over(_preset(name, own), own)) for name, own in section["students"].items()}}
+
+
+def _preset(student: str, own: Any) -> dict[str, Any]:
+    """The values of the preset that a student names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    name = own.get("preset") if isinstance(own, dict) else None
+    if name is None:
+        return {}
+    known = yaml.safe_load(PRESETS.read_text())
+    if name not in known:
+        raise ValueError(f"distill.students.{student}.preset: {PRESETS.name} has no student {name!r}; it has {', '.join(known)}")
+    return known[name]
 
 
 def _message(path: Path, error: ValidationError) -> str:

@@ -25,7 +25,7 @@ from tasks.evaluation.metrics import mean_or_zero
 from tasks.generation.sampler import Sampling
 from tasks.monitoring.steps import describe
 from tasks.rewards.total import Rewarder
-from tasks.training import checkpoint
+from tasks.training import checkpoint, flops
 from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
 from tasks.training.batching import Sample
 from tasks.training.grpo import Objective, Totals, advantages
@@ -61,6 +61,7 @@ class State:
     reference_age: int = 0
     reference_updates: int = 0
     tokens_sampled: int = 0
+    flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("sampling", "training", "reference"), 0))
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -119,9 +120,12 @@ class Trainer:
 
     def __init__(
         self, name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: Draw, records: Sequence[Mapping[str, Any]],
-        validation: Sequence[Mapping[str, Any]], rewarder: Rewarder, params: RL, workers: int,
+        validation: Sequence[Mapping[str, Any]], rewarder: Rewarder, params: RL, workers: int, budget: int | None = None,
     ) -> None:  # fmt: skip
-        """`draw`: the ids of a rollout's prompts, all of them in `records`; `validation`: problems that rules can verify."""
+        """`draw`: the ids of a rollout's prompts, all of them in `records`; `validation`: problems that rules can verify.
+
+        `budget`: FLOPs after which the run ends, at the boundary of a rollout, though `params.steps` are not reached.
+        """
         self.name, self.params, self.seed, self.draw, self.validation = name, params, params.seed, draw, list(validation)
         self.policy = policy.share_memory()
         self.policy.train(False)  # no dropout: the trainer's log-probs are the sampler's
@@ -133,6 +137,7 @@ class Trainer:
         self.workers = Workers(self.actor, workers)
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
         self.objective = Objective(params.ratio, params.denominator, params.clip_low, params.clip_high, params.beta)
+        self.cost, self.budget = flops.cost(policy.config), budget
         self.state = State()
 
     # --- one rollout -------------------------------------------------------------------------------------------------------
@@ -160,6 +165,8 @@ class Trainer:
         sampling = Sampling(params.temperature, 1.0, params.max_new_tokens(self.state.step), params.group_size)
         outputs = self.sample(ids, "rollout", sampling)
         self.state.tokens_sampled += sum(len(o.completion) for o in outputs)
+        for group in (outputs[i : i + params.group_size] for i in range(0, len(outputs), params.group_size)):
+            self.state.flops["sampling"] += self.cost.sampling(len(group[0].prompt), [len(o.completion) for o in group])
         return outputs
 
     def split(self, outputs: Sequence[Output]) -> list[list[int]]:
@@ -205,10 +212,28 @@ class Trainer:
         return norm
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then linear decay to `final_rate` of the peak at the last step (the paper discloses no schedule)."""
-        p, step = self.params, self.state.step
-        warm = min(1.0, (step + 1) / (p.warmup_steps + 1))
-        return p.learning_rate * warm * (1 - (1 - p.final_rate) * step / p.steps)
+        """Linear warm-up, then linear decay to `final_rate` of the peak at the end (the paper discloses no schedule)."""
+        p, (done, whole) = self.params, self.progress()
+        warm = min(1.0, (self.state.step + 1) / (p.warmup_steps + 1))
+        return p.learning_rate * warm * (1 - (1 - p.final_rate) * done / whole)
+
+    def progress(self) -> tuple[int, int]:
+        """How much is done of how much: policy updates, or FLOPs where a budget ends the run."""
+        if self.budget is None:
+            return self.state.step, self.params.steps
+        return min(sum(self.state.flops.values()), self.budget), self.budget
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done; with a budget `steps` are a bound."""
+        done, whole = self.progress()
+        return done >= whole or self.state.step >= self.params.steps
+
+    def count(self, samples: Sequence[Sample]) -> None:
+        """Adds what an update on these samples has cost; samples of groups without information pass through the model as well."""
+        forward = sum(self.cost.forward(len(s.prompt) + len(s.completion)) for s in samples)
+        self.state.flops["training"] += 3 * forward
+        self.state.flops["reference"] += forward if self.reference is not None else 0
 
     def refresh_reference(self) -> None:
         """The reference becomes the policy every `reference_every` steps (paper: 400)."""
@@ -248,9 +273,10 @@ class Trainer:
             row |= describe(chosen) | {"informative_groups": teaching, "max_new_tokens": limit}
             row["validation_pass1"] = validation if number == 0 else None
             self.state.step += 1
+            self.count(samples)
             self.refresh_reference()
             rows.append(row)
-        if self.state.step == params.steps:
+        if self.finished:
             rows[-1]["validation_pass1"] = self.validate()  # of what is published
         self.state.rollout += 1
         self.state.rows += rows
@@ -271,15 +297,16 @@ class Trainer:
         """
         self.resume(folder)
         publish(self.state.rows)  # a kill may have come between checkpoint and publication; what is known already is dropped there
-        with tqdm(total=self.params.steps, initial=self.state.step, desc=self.name, unit="step", mininterval=1) as bar:
-            while self.state.step < self.params.steps:
+        (done, whole), unit = self.progress(), "step" if self.budget is None else "FLOP"
+        with tqdm(total=whole, initial=done, desc=self.name, unit=unit, unit_scale=self.budget is not None, mininterval=1) as bar:
+            while not self.finished:
                 rows = self.one_rollout()
-                if self.state.rollout % self.params.checkpoint_every == 0 or self.state.step == self.params.steps:
+                if self.state.rollout % self.params.checkpoint_every == 0 or self.finished:
                     self.save(folder)
                 publish(rows)
                 shown = {k: f"{rows[-1][k]:.2f}" for k in SHOWN if rows[-1][k] is not None}
                 bar.set_postfix(shown | {"kl": f"{rows[-1]['kl']:.4f}"}, refresh=False)
-                bar.update(len(rows))
+                bar.update(self.progress()[0] - bar.n)
         return self.state
 
     # --- checkpoints -------------------------------------------------------------------------------------------------------

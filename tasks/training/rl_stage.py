@@ -1,4 +1,4 @@
-"""An RL stage (zero, dev2, r1) from files to files: what the three share around `rl.Trainer`.
+"""An RL stage (zero, dev2, r1, distill_rl) from files to files: what they share around `rl.Trainer`.
 
 A stage reads data/curated and an initial model, writes models/<name>, reports/metrics/<name>_steps.csv and reports/metrics/<name>.json.
 Killed at any moment, the same command continues from .runs/<name> and ends with the same bytes.
@@ -41,7 +41,8 @@ class Stage:
     """One RL stage.
 
     initial: the model that it starts from. draw: the prompts of a rollout, from `prompts`. inputs: further files or folders that it
-    reads. findings: what the stage adds to its metrics, from its rows.
+    reads. findings: what the stage adds to its metrics, from its rows. budget: FLOPs after which it ends. module: the file under tasks/,
+    where it is not the stage's name.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Stage:
     rewarder: Rewarder
     inputs: tuple[Path, ...] = ()
     findings: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = field(default=lambda rows: {})
+    budget: int | None = None
+    module: str = ""
 
     @property
     def model(self) -> Path:
@@ -112,9 +115,9 @@ def code(name: str) -> list[Path]:
 
 def state_folder(stage: Stage) -> Path:
     """Where this very run keeps its checkpoints: other parameters, data, initial model or code get another folder."""
-    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.name)]
+    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.module or stage.name)]
     inputs += [file for path in (stage.initial, *stage.inputs) for file in files_of(path)]
-    settings = stage.params.model_dump(mode="json", exclude={"workers", "checkpoint_every"})
+    settings = stage.params.model_dump(mode="json", exclude={"workers", "checkpoint_every"}) | {"budget": stage.budget}
     return Path(".runs") / stage.name / fingerprint(settings, [file_hash(path) for path in inputs])
 
 
@@ -144,6 +147,7 @@ def summarize(state: State, seed: int, policy: str) -> dict[str, Any]:
         "first_reward": ends("reward")["first"], "last_reward": ends("reward")["last"],
         **{column: ends(column) for column in ("accuracy", "length", "wait_share", "language_consistency", "entropy")},
         "wait_takeoff_step": takeoff, "reference_updates": state.reference_updates, "policy_fingerprint": policy,
+        "flops": state.flops | {"total": sum(state.flops.values())},
     }  # fmt: skip
 
 
@@ -154,9 +158,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def describe_sizes(stage: Stage, count: int) -> str:
     """The derived sizes, printed before the first step."""
-    p, train = stage.params, len(stage.prompts)
+    p, train, bound = stage.params, len(stage.prompts), "" if stage.budget is None else "at most "
     return (
-        f"{stage.name}: {p.rollouts} rollouts x {p.prompts_per_rollout} prompts x {p.group_size} samples = "
+        f"{stage.name}: {bound}{p.rollouts} rollouts x {p.prompts_per_rollout} prompts x {p.group_size} samples = "
         f"{p.rollouts * p.outputs_per_rollout:,} outputs; "
         f"{p.minibatches} updates of {p.outputs_per_step} outputs a rollout = {p.steps} steps; "
         f"{train:,} prompts = {p.rollouts * p.prompts_per_rollout / train:.2f} epochs; {count} worker processes"
@@ -179,7 +183,7 @@ def train(stage: Stage) -> None:
     longest = max(limit.tokens for limit in params.limits)
     check_lengths([*stage.prompts, *validation], tokenizer, policy.config.max_position_embeddings, longest)
     print(describe_sizes(stage, count))
-    trainer = Trainer(stage.name, policy, tokenizer, stage.draw, stage.prompts, validation, stage.rewarder, params, count)
+    trainer = Trainer(stage.name, policy, tokenizer, stage.draw, stage.prompts, validation, stage.rewarder, params, count, stage.budget)
     inputs = {str(path): path for path in (CURATED, stage.initial, *stage.inputs)}
     try:
         with tracking.run(stage=stage.name, params=params.model_dump(mode="json"), inputs=inputs, state=folder) as run:
@@ -203,5 +207,8 @@ def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State) -> Non
     model_folder.save(trainer.policy, tokenizer, stage.model)
     write_steps(stage.steps, state.rows)
     summary = summarize(state, stage.params.seed, policy_fingerprint(trainer.policy)) | stage.findings(state.rows)
+    summary["parameters"] = sum(weight.numel() for weight in trainer.weights)
+    if stage.budget is not None:
+        summary["flops"] |= {"budget": stage.budget}
     with records.atomic(stage.summary) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -16,12 +16,17 @@ import yaml
 from dvc.repo import Repo
 
 import tasks
+from tasks.config import load_params
 from tasks.environment import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"benchmarks", "data", "flows", "infra", "tasks"}
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
-STAGES = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1", "evaluate", "compare", "report"]
+STUDENTS = ("student_small", "student_tiny", "distill_small", "distill_tiny", "rl_small", "rl_tiny")
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *STUDENTS)
+STAGES = [
+    "curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "distill", "distill_rl", "reward_models", "r1", "evaluate",
+    "compare", "report",
+]  # fmt: skip
 PINS = {
     "torch": "2.13.0",
     "transformers": "5.19.0",
@@ -116,6 +121,12 @@ def test_the_models_of_dvc_yaml_are_those_of_the_parameters() -> None:
     assert {name: item["folder"] for name, item in graph["stages"]["evaluate"]["foreach"].items()} == named
 
 
+def test_the_students_of_dvc_yaml_are_those_of_the_parameters() -> None:
+    students = {name: {"base": student.base} for name, student in load_params(ROOT / "params.yaml").distill.students.items()}
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert graph["distill"]["foreach"] == graph["distill_rl"]["foreach"] == students
+
+
 def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
     with Repo(str(ROOT)) as repo:
         core = repo.config["core"]
@@ -124,6 +135,7 @@ def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
     assert cached == {
         *(f"data/{name}" for name in ("curated", "cold_start", "rejection", "preferences")),
         *(f"models/{name}" for name in ("zero", "dev1", "dev2", "dev3", "r1", "reward_helpful", "reward_safety")),
+        *(f"models/{student}" for student in STUDENTS[2:]),  # the bases are in git
         "reports/report.html",
         *(f"data/samples/{m}{kind}.parquet" for m in MODELS for kind in ("", "_open")),
     }
