@@ -301,8 +301,16 @@ class Compare(Section):
     margin: float = Field(ge=0, description="a smaller difference of the held-out judge's scores is a tie")
 
 
+class Price(Section):
+    """What an hour of the machine costs."""
+
+    amount: float = Field(ge=0)
+    currency: str = Field(pattern="^[A-Z]{3}$", description="ISO 4217, as USD")
+
+
 class Report(Section):
     examples: int = Field(ge=1, description="held-out problems shown side by side")
+    price_per_hour: Price | None = Field(default=None, description="null: the cost ledger has no money")
 
 
 class Params(Section):

@@ -23,7 +23,7 @@ from tasks.config import RL
 from tasks.errors import SecondThoughtError
 from tasks.evaluation.metrics import mean_or_zero
 from tasks.generation.sampler import Sampling
-from tasks.monitoring.steps import describe
+from tasks.monitoring.steps import consensus, describe
 from tasks.rewards.total import Rewarder
 from tasks.training import checkpoint, flops
 from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
@@ -261,7 +261,7 @@ class Trainer:
         rewards = torch.tensor([o.reward.total for o in outputs]).view(-1, params.group_size)
         whole = advantages(rewards, params.normalize_std)
         advantage, informative = whole.flatten().tolist(), (whole != 0).any(dim=1).tolist()
-        rows = []
+        rows, cons = [], consensus(outputs, params.group_size, self.actor.records)  # mini-batches tear groups apart
         for number, indices in enumerate(self.split(outputs)):
             chosen = [outputs[i] for i in indices]
             samples = [Sample(o.prompt, o.completion, o.logprobs, advantage[i]) for i, o in zip(indices, chosen, strict=True)]
@@ -271,7 +271,7 @@ class Trainer:
             row["sampler_gap"] = row["sampler_gap"] if number == 0 else None  # later mini-batches are off-policy: it says nothing
             teaching = mean_or_zero([informative[i // params.group_size] for i in indices])
             row |= describe(chosen) | {"informative_groups": teaching, "max_new_tokens": limit}
-            row["validation_pass1"] = validation if number == 0 else None
+            row["validation_pass1"], row["cons"] = (validation, cons) if number == 0 else (None, None)
             self.state.step += 1
             self.count(samples)
             self.refresh_reference()
