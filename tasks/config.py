@@ -132,11 +132,12 @@ class Mix(Section):
 
     reasoning: int = Field(ge=0)
     general: int = Field(ge=0)
+    borderline: int = Field(ge=0, description="harmless, but worded as harmful ones are")
     safety: int = Field(ge=0)
 
     @property
     def total(self) -> int:
-        return self.reasoning + self.general + self.safety
+        return self.reasoning + self.general + self.borderline + self.safety
 
 
 class R1(RL):
@@ -154,10 +155,8 @@ class R1(RL):
             )
         mix = self.preference_mix
         if self.preference_steps and mix.total != self.prompts_per_rollout:
-            raise ValueError(
-                f"preference_mix has {mix.reasoning} + {mix.general} + {mix.safety} = {mix.total} prompts, prompts_per_rollout is "
-                f"{self.prompts_per_rollout}"
-            )
+            parts = " + ".join(str(count) for _, count in mix)
+            raise ValueError(f"preference_mix has {parts} = {mix.total} prompts, prompts_per_rollout is {self.prompts_per_rollout}")
         return self
 
 

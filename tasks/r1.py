@@ -25,9 +25,20 @@ from tasks.rewards.total import PREFERENCE, Rewarder, Weights
 from tasks.training import rl_stage
 from tasks.training.rl import VALIDATION_SAMPLES, Draw, rollout_prompts
 from tasks.training.rl_stage import Stage
+from tasks.world.general import BORDERLINE
 
 INITIAL = Path("models/dev3")
 JUDGES = {"helpful": Path("models/reward_helpful"), "safety": Path("models/reward_safety")}
+
+
+def kinds(prompts: Sequence[Record]) -> dict[str, list[Record]]:
+    """Open prompts by their kind in `preference_mix`."""
+    general = [r for r in prompts if r["domain"] == "general"]
+    return {
+        "general": [r for r in general if r["family"] != BORDERLINE],
+        "borderline": [r for r in general if r["family"] == BORDERLINE],
+        "safety": [r for r in prompts if r["domain"] == "safety"],
+    }
 
 
 def open_prompts(mix: Mix) -> list[Record]:
@@ -38,22 +49,22 @@ def open_prompts(mix: Mix) -> list[Record]:
     """
     path = rl_stage.CURATED / "train.parquet"
     found = [r for r in records.read(path) if r["domain"] in PREFERENCE]
-    for kind in PREFERENCE:
-        if getattr(mix, kind) and not any(r["domain"] == kind for r in found):
-            raise DataError(f"{path} holds no prompt of the domain {kind}: set r1.preference_mix.{kind} to 0, or curate some")
+    for kind, prompts in kinds(found).items():
+        if getattr(mix, kind) and not prompts:
+            raise DataError(f"{path} holds no {kind} prompt for r1's last steps: set r1.preference_mix.{kind} to 0, or curate some")
     return found
 
 
 def draw(reasoning: Sequence[Record], preference: Sequence[Record], params: R1) -> Draw:
     """Prompts of a rollout: verifiable ones first, in the last `preference_steps` so many of each kind as `preference_mix` says."""
     boundary = (params.steps - params.preference_steps) // params.minibatches
-    kinds = {"reasoning": reasoning, **{kind: [r for r in preference if r["domain"] == kind] for kind in PREFERENCE}}
+    pools = {"reasoning": reasoning, **kinds(preference)}
     counts = {kind: count for kind, count in params.preference_mix if count}
 
     def ids(rollout: int) -> list[str]:
         if rollout < boundary:
             return rollout_prompts(reasoning, params.seed, rollout, params.prompts_per_rollout)
-        return [key for kind in counts for key in rollout_prompts(kinds[kind], params.seed + 1, rollout - boundary, counts[kind])]
+        return [key for kind in counts for key in rollout_prompts(pools[kind], params.seed + 1, rollout - boundary, counts[kind])]
 
     return ids
 

@@ -50,7 +50,6 @@ MODELS = {"helpful": Path("models/reward_helpful"), "safety": Path("models/rewar
 METRICS = Path("reports/metrics/reward_models.json")
 RUNS = Path(".runs/reward_models")
 
-HARMLESS = "how"  # harmless requests that are worded as harmful ones are: else a safety model could go by the wording
 NEIGHBOURS = 1000  # other prompts of its family that a prompt is compared with, to find those most like it
 CALLS = 8  # pairs that an endpoint judges at a time
 BALANCE = 0.05  # mean lengths of chosen and rejected answers may differ by this share of the rejected ones' mean
@@ -78,7 +77,7 @@ def prompts(settings: RewardModels) -> dict[str, list[Record]]:
     harmful = [] if settings.labels else [r for r in known if r["domain"] == "safety"][: settings.prompts // 2]
     if not settings.labels and not any(r["domain"] == "safety" for r in known):
         raise DataError(f"{TRAIN} holds no prompt of the domain safety: check curate.sources, or name labels in reward_models.labels")
-    harmless = [r for r in open_prompts if r["family"] == HARMLESS][: len(harmful)]
+    harmless = [r for r in open_prompts if r["family"] == general.BORDERLINE][: len(harmful)]
     chosen = {"general": open_prompts[: settings.prompts], "harmful": harmful, "harmless": harmless}
     if settings.judge is None:
         _check_readable(chosen["general"], "judge", "judge: name an endpoint in reward_models.judge")

@@ -83,7 +83,7 @@ def _open_samples(model: str, count: int = 12, per_prompt: int = 2) -> pd.DataFr
     for number in range(count):
         language, domain = prompts.choice(("en", "zh")), "safety" if number % 3 == 0 else "general"
         record = general.record(domain, prompts, language, problems.problem_id)
-        while number == 1 and record["family"] != open_figures.OVER_REFUSED:  # one at least: it has a figure of its own
+        while number == 1 and record["family"] != general.BORDERLINE:  # one at least: it has a figure of its own
             record = general.record(domain, prompts, language, problems.problem_id)
         asked = general.read(record["messages"][-1]["content"])
         for sample in range(per_prompt):

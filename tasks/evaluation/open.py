@@ -18,13 +18,12 @@ from tasks.rewards.format import parse
 from tasks.world import general, judges
 
 DOMAINS = ("general", "safety")
-OVER_REFUSED = "how"  # harmless, worded as harmful prompts are: the others hardly invite a refusal, and dilute its share
 TRIVIAL = ("greeting", "self", "calc-1")  # families, or a family at a level
 # Figure -> the samples that it is about (a column of `measure` that is missing elsewhere).
 FIGURES = {
     "unsafe": "harmful prompts",
     "refusal": "general prompts",
-    "refusal_how": f"general prompts of the family {OVER_REFUSED}",
+    "refusal_how": f"general prompts of the family {general.BORDERLINE}",
     "format": "general and harmful prompts",
     "trivial_thought": f"trivial prompts ({', '.join(TRIVIAL)})",
     "trivial_empty": f"trivial prompts ({', '.join(TRIVIAL)})",
@@ -52,7 +51,7 @@ def measure(samples: pd.DataFrame) -> pd.DataFrame:
             **{key: sample[key] for key in ("prompt_id", "sample", "domain", "family", "language")},
             "unsafe": float(not judges.is_safe(question, sample["text"])) if judged == "safety" else np.nan,
             "refusal": refusal,
-            "refusal_how": refusal if sample["family"] == OVER_REFUSED else np.nan,
+            "refusal_how": refusal if sample["family"] == general.BORDERLINE else np.nan,
             "format": float(parsed.well_formed and sample["finished"]),
         })  # fmt: skip
     columns = ["prompt_id", "sample", "domain", "family", "language", "unsafe", "refusal", "refusal_how", "format"]

@@ -129,6 +129,10 @@ PROMPTS = {
 }
 
 
+# Harmless, yet worded as harmful prompts are: a model may go by the wording, and other prompts hardly invite a refusal.
+BORDERLINE = "how"
+
+
 @dataclass(frozen=True)
 class Request:
     """What a prompt asks for: its family and the words in its gaps, spelled in the prompt's language."""

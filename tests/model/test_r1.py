@@ -31,6 +31,7 @@ from tests.model.test_zero import ROOT, SMALL
 
 OUTPUTS = ("models/r1/model.safetensors", "reports/metrics/r1_steps.csv", "reports/metrics/r1.json")
 SHORT = SMALL | {"limits": [{"step": 0, "tokens": 16}], "preference_steps": 4}
+SHORT |= {"preference_mix": {"reasoning": 1, "general": 1, "borderline": 1, "safety": 1}}
 
 
 def project(folder: Path, **own: object) -> Path:
@@ -145,19 +146,21 @@ def test_a_reward_that_can_be_hacked_raises_the_alarm(tmp_path: Path) -> None:
         "temperature": 1.0, "limits": [{"step": 0, "tokens": 40}], "validation_every": 2, "validation_problems": 64, "beta": 0.0,
         "language_weight": 0.0,
     }  # fmt: skip
-    settings = Params.model_validate(params).r1
+    none = {"reasoning": 0, "general": 0, "borderline": 0, "safety": 0}
     rows = problems.generate(800, 0)
     choice = [r for r in rows if r["family"] == "choice"]
     open_ones = [r | {"id": f"x{r['id']}", "domain": "general", "verifier": "none", "truth": ""} for r in choice]
 
     def run(judge: Any, prompts: list[dict]) -> list[dict]:
+        mix = none | ({"general": 8} if judge else {"reasoning": 8})
+        settings = Params.model_validate(params | {"r1": params["r1"] | {"preference_mix": mix}}).r1
         policy, tokenizer = model_folder.load(ROOT / "models/base")
         rewarder = Rewarder(Weights(), {"helpful": judge} if judge else {})
-        trainer = Trainer("r1", policy, tokenizer, r1.draw([], prompts, settings), prompts, choice[:64], rewarder, settings, 0)
+        trainer = Trainer("r1", policy, tokenizer, r1.draw(prompts, prompts, settings), prompts, choice[:64], rewarder, settings, 0)
         return [row for _ in range(settings.rollouts) for row in trainer.one_rollout()]
 
     hacked = run(Flattered(), open_ones)
-    found = hacking.check(hacked, settings.validation_problems * VALIDATION_SAMPLES)
+    found = hacking.check(hacked, 64 * VALIDATION_SAMPLES)
     assert hacked[-1]["reward_preference"] > hacked[0]["reward_preference"] + 0.3
     assert found is not None and "fall" in str(found)
     honest = run(None, choice)

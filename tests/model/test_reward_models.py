@@ -95,7 +95,7 @@ def test_a_pair_is_two_final_answers_with_a_clear_winner(undisturbed):
     for row in pairs:
         chosen, rejected = parse(row["chosen"]).answer, parse(row["rejected"]).answer
         assert chosen and rejected and chosen != rejected and 1 < row["preference"] <= 2
-    assert max(Counter(row["prompt_id"] for row in pairs).values()) <= reward_models.PAIRS_PER_PROMPT
+    assert max(Counter(row["prompt_id"] for row in pairs).values()) <= load_params(ROOT / "params.yaml").reward_models.pairs_per_prompt
 
 
 def test_no_prompt_both_trains_and_measures(undisturbed):

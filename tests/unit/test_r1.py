@@ -25,7 +25,7 @@ OPEN = [r for r in ROWS if r["domain"] in ("general", "safety")]
 def params(**own: object) -> Params:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["r1"] |= {"steps": 20, "preference_steps": 8, "minibatches": 4, "prompts_per_rollout": 16}
-    content["r1"] |= {"preference_mix": {"reasoning": 7, "general": 5, "safety": 4}} | own
+    content["r1"] |= {"preference_mix": {"reasoning": 7, "general": 4, "borderline": 2, "safety": 3}} | own
     return Params.model_validate(content)
 
 
@@ -40,17 +40,17 @@ def test_preference_prompts_come_in_the_last_steps_and_not_one_step_sooner():
 
 
 def test_the_last_part_mixes_the_kinds_as_the_parameters_say():
-    draw, domain = r1.draw(REASONING, OPEN, params().r1), {r["id"]: r["domain"] for r in ROWS}
+    draw = r1.draw(REASONING, OPEN, params().r1)
+    kind = {r["id"]: "borderline" if r["family"] == "how" else r["domain"] if r in OPEN else "reasoning" for r in ROWS}
     for rollout in (3, 4):
-        counts = Counter(domain[key] if domain[key] in ("general", "safety") else "reasoning" for key in draw(rollout))
-        assert counts == {"reasoning": 7, "general": 5, "safety": 4}
+        assert Counter(kind[key] for key in draw(rollout)) == {"reasoning": 7, "general": 4, "borderline": 2, "safety": 3}
     drawn = [key for rollout in (3, 4) for key in draw(rollout)]
     assert len(set(drawn)) == len(drawn)  # no prompt twice in an epoch of its kind
 
 
 def test_a_mix_that_does_not_fill_a_rollout_shows_the_arithmetic():
-    with pytest.raises(ValidationError, match=r"preference_mix has 7 \+ 5 \+ 3 = 15 prompts, prompts_per_rollout is 16"):
-        params(preference_mix={"reasoning": 7, "general": 5, "safety": 3})
+    with pytest.raises(ValidationError, match=r"preference_mix has 7 \+ 5 \+ 0 \+ 3 = 15 prompts, prompts_per_rollout is 16"):
+        params(preference_mix={"reasoning": 7, "general": 5, "borderline": 0, "safety": 3})
 
 
 def test_without_preference_steps_no_open_prompt_is_read(tmp_path, monkeypatch):
@@ -64,11 +64,13 @@ def test_without_preference_steps_no_open_prompt_is_read(tmp_path, monkeypatch):
 def test_a_train_split_without_open_prompts_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     curated(tmp_path, REASONING)
-    with pytest.raises(DataError, match=r"no prompt of the domain general: set r1\.preference_mix\.general to 0"):
+    with pytest.raises(DataError, match=r"holds no general prompt .* set r1\.preference_mix\.general to 0"):
         r1.stage(params())
-    mix = {"reasoning": 12, "general": 0, "safety": 4}
-    with pytest.raises(DataError, match=r"no prompt of the domain safety"):
-        r1.stage(params(preference_mix=mix))
+    curated(tmp_path, [*REASONING, *(r for r in OPEN if r["family"] not in ("how", "harm"))])
+    with pytest.raises(DataError, match="holds no borderline prompt"):
+        r1.stage(params())
+    with pytest.raises(DataError, match="holds no safety prompt"):
+        r1.stage(params(preference_mix={"reasoning": 9, "general": 4, "borderline": 0, "safety": 3}))
 
 
 def test_dev2_starts_from_dev1_with_rules_and_language_alone(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import reward_models
 from tasks.config import load_params
 from tasks.evaluation.preference import Preference
 from tasks.labels import split_of
@@ -31,13 +30,13 @@ def test_pairs_are_of_distinct_answers_and_responses_without_one_are_counted():
         "b": [response("b", "z", str(i)) for i in range(3)],
         "c": [response("c", str(i)) for i in range(5)],
     }
-    pairs, counts = draw_pairs(["a", "b", "c"], found, 0)
+    pairs, counts = draw_pairs(["a", "b", "c"], found, 4, 0)
     assert counts == {"unanswered_responses": 1, "one_answer_prompts": 1}
     assert [{parse(row["text"]).answer for row in p} for p in pairs[:1]] == [{"x", "y"}]
     assert found["a"][1] not in [row for p in pairs for row in p]  # the first response with an answer stands for it
     drawn = [frozenset(row["text"] for row in p) for p in pairs[1:]]
-    assert len(set(drawn)) == len(drawn) == reward_models.PAIRS_PER_PROMPT and all(len(pair) == 2 for pair in drawn)
-    assert draw_pairs(["c"], found, 0)[0] == pairs[1:] != draw_pairs(["c"], found, 1)[0]
+    assert len(set(drawn)) == len(drawn) == 4 and all(len(pair) == 2 for pair in drawn)
+    assert draw_pairs(["c"], found, 4, 0)[0] == pairs[1:] != draw_pairs(["c"], found, 4, 1)[0]
 
 
 def test_only_a_mean_beyond_the_margin_has_a_winner():
@@ -97,3 +96,15 @@ def test_strangers_answer_another_prompt_of_the_family_and_language_as_if_it_wer
     assert stranger["text"] in ("b0", "b1") and stranger["prompt_id"] == "a" and stranger["messages"] == found["a"][0]["messages"]
     assert found["b"][0]["prompt_id"] == "b"  # the stranger's own row is left as it was
     assert joined == with_strangers(list(found), found, 3, 0) and with_strangers(list(found), found, 0, 0) == found
+
+
+def test_strangers_come_from_the_prompts_most_alike():
+    def rows(key: str, question: str) -> list[dict]:
+        return [response(key, key) | {"messages": [{"role": "user", "content": question}]}]
+
+    asked = {"a": "Ann 3 and Bob 4.", "b": "Ann 3 and Bob 5.", "c": "Bob 3 and Ann 4.", "d": "Eve 7 and Dan 1."}
+    found = {key: rows(key, f"As JSON: {question}") for key, question in asked.items()}
+    near = [parse(row["text"]).answer for row in with_strangers(list(found), found, 2, 0)["a"][1:]]
+    assert near == ["c", "b"]  # the same words in other places, then one other word
+    pool = {"x": rows("x", "one two")} | {str(i): rows(str(i), "three four") for i in range(9)} | {"y": rows("y", "one three")}
+    assert parse(with_strangers(list(pool), pool, 1, 0)["x"][1]["text"]).answer == "y"
