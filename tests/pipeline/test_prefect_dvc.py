@@ -22,9 +22,12 @@ from flows import pipeline as flow
 from flows.stage import StageError, _explain, repro_stage
 
 ROOT = Path(__file__).resolve().parents[2]
+STUDENTS = ("small", "tiny")
 MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
+MODELS += tuple(f"{arm}_{student}" for arm in ("student", "distill", "rl") for student in STUDENTS)
 RECIPE = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1"]
 STAGES = {*RECIPE, *(f"evaluate@{model}" for model in MODELS), "compare", "report"}
+STAGES |= {f"{stage}@{student}" for stage in ("distill", "distill_rl") for student in STUDENTS}
 PART = ["evaluate@base", "evaluate@zero"]  # four stages, where the whole graph would show no more
 
 STUB = '''
