@@ -96,7 +96,7 @@ def test_it_ends_with_its_budget_and_a_kill_changes_no_byte(tmp_path, monkeypatc
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGKILL and not (killed / OUTPUTS[0]).exists()
-    assert [path.name for path in sorted(killed.glob(".runs/rl_s/*/checkpoints/*"))] == ["step-00000002", "step-00000004"]
+    assert [path.name for path in sorted(killed.glob(".runs/rl_s/*/checkpoints/step-*"))] == ["step-00000002", "step-00000004"]
     run(killed, monkeypatch)
     assert outputs(killed) == outputs(folder)
 
