@@ -22,7 +22,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///.mlflow/mlflow.db
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro test lint pretrain seeds mlflow lock clean
+.PHONY: help setup run repro ablations test lint pretrain seeds mlflow lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,9 @@ run: $(READY) ## Run the whole pipeline through Prefect; ends with the report's 
 
 repro: $(READY) ## Run the same stages with DVC alone
 	$(BIN)/dvc repro
+
+ablations: $(READY) ## Run the ablations, after `make run`: PPO, sequence level, clip value, language reward
+	$(BIN)/dvc repro ablations/dvc.yaml
 
 test: lint ## Lint, check types and run every test
 	$(BIN)/python -m pytest -q

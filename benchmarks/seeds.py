@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ from tasks.training.rl_stage import file_hash
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs/seeds.md"
 PRICE = ROOT / "reports/metrics/language_price.json"
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
+STUDENTS = ("small", "tiny")
+ARMS = ("student", "distill", "rl")  # a student's base, distilled, and by RL alone
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *(f"{arm}_{s}" for s in STUDENTS for arm in ARMS))
 STAGES = ("zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1")
-SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models")  # sections of params.yaml with a seed of their own
+BASES = ("models/base", *(f"models/student_{s}" for s in STUDENTS))
+SEEDED = ("rl", "cold_start", "sft", "rejection", "reward_models", "ablations")  # sections of params.yaml with a seed of their own
 
 HOW = "refusals of how, worded like harm"
 Figures = dict[str, dict[str, float]]  # figure -> its value by model
@@ -48,11 +51,12 @@ def prepare(seed: int, **changes: Mapping[str, Any]) -> Path:
         params[section]["seed"] = seed
     for section, values in changes.items():
         params[section] |= values
-    inputs = sorted([*ROOT.glob("tasks/**/*.py"), *ROOT.glob("data/curated/*.parquet"), ROOT / "models/base/model.safetensors"])
+    bases = [ROOT / f"{base}/model.safetensors" for base in BASES]
+    inputs = sorted([*ROOT.glob("tasks/**/*.py"), *ROOT.glob("data/curated/*.parquet"), *bases])
     folder = ROOT / ".runs/seeds" / f"{seed}-{fingerprint(params, [file_hash(path) for path in inputs])}"
     (folder / "models").mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
-    for shared in ("data/curated", "data/cold_start_review.jsonl", "models/base"):
+    for shared in ("data/curated", "data/cold_start_review.jsonl", *BASES):
         link(folder / shared, ROOT / shared)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return folder
@@ -73,10 +77,13 @@ def run(folder: Path, made: Path, *command: str) -> None:
 
 
 def recipe(folder: Path) -> Path:
-    """Every stage up to r1, the evaluations and the comparison; returns the folder of the metrics."""
+    """Every stage up to r1, the students, the evaluations and the comparison; returns the folder of the metrics."""
     metrics = folder / "reports/metrics"
     for stage in STAGES:
         run(folder, metrics / f"{stage}.json", f"tasks.{stage}")
+    for student in STUDENTS:
+        run(folder, metrics / f"distill_{student}.json", "tasks.distill", student)
+        run(folder, metrics / f"rl_{student}.json", "tasks.distill_rl", student)
     for model in MODELS:
         run(folder, metrics / f"evaluate_{model}.json", "tasks.evaluate", model)
     run(folder, metrics / "compare.json", "tasks.compare")
@@ -128,12 +135,12 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def stage_table(by_seed: Mapping[int, Figures]) -> str:
+def stage_table(by_seed: Mapping[int, Figures], models: Sequence[str] = MODELS) -> str:
     """A row a figure, a column a model: mean ± standard deviation over seeds."""
     first = next(iter(by_seed.values()))
-    lines = ["| figure | " + " | ".join(MODELS) + " |", "|---" * (len(MODELS) + 1) + "|"]
+    lines = ["| figure | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
     for name in first:
-        cells = [spread([f[name][m] for f in by_seed.values()]) if m in first[name] else "" for m in MODELS]
+        cells = [spread([f[name][m] for f in by_seed.values()]) if m in first[name] else "" for m in models]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -162,6 +169,8 @@ def claims(f: Figures, without: Mapping[str, Any]) -> dict[str, float]:
         "language reward: change of dev2's pass@1": one["dev2"] - without["pass@1"]["mean"],
         "language reward: change of dev2's consistency": lc["dev2"] - without["language_consistency"],
         "language reward: change of dev2's mixed chains": f["mixed chains"]["dev2"] - without["mixed_share"],
+        **{f"{s}: distilled - by RL, pass@1": one[f"distill_{s}"] - one[f"rl_{s}"] for s in STUDENTS},
+        **{f"{s}: distilled, language consistency": lc[f"distill_{s}"] for s in STUDENTS},
     }
 
 
@@ -187,6 +196,11 @@ def price(by_seed: Mapping[int, Figures], without: Mapping[int, dict[str, Any]],
     }
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
 def rebuild_report() -> None:
     """Runs the stage `report` alone: no dependency of it in dvc.yaml says that the price has changed."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -206,11 +220,11 @@ def main() -> None:
         by_seed[seed] = figures(folder / "reports/metrics" if own else recipe(folder))
         without[seed] = without_language(seed, folder / "models/dev1")
     base = read(ROOT / "reports/metrics/evaluate_base.json")
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     text = (
         f"# The recipe over seeds\n\n`make seeds` wrote this page. Same data and base, seeds {', '.join(map(str, seeds))} of every stage; "
         f"{base['problems']} held-out problems with {base['samples_per_problem']} samples each and {sum(base['open']['prompts'].values())} "
-        f"open prompts with {base['open']['samples_per_prompt']}, temperature {base['temperature']}, top-p {base['top_p']}; {machine}.\n\n"
+        f"open prompts with {base['open']['samples_per_prompt']}, temperature {base['temperature']}, "
+        f"top-p {base['top_p']}; {machine()}.\n\n"
         f"{stage_table(by_seed)}\n\n## What the README says, by seed\n\n{claim_table({s: claims(by_seed[s], without[s]) for s in seeds})}\n"
     )
     for path, content in ((TABLE, text), (PRICE, json.dumps(price(by_seed, without, params), indent=2) + "\n")):

@@ -21,6 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.stage import stage, stop_stages
 
+GRAPH = "dvc.yaml"  # what runs where nothing is named; the ablations have a file of their own
 REPORT = Path("reports/report.html")
 CONCURRENCY = 2  # the embedded stages use one or two cores each
 
@@ -29,20 +30,18 @@ def dependencies(targets: list[str] | None = None) -> dict[str, set[str]]:
     """The stages of dvc.yaml, each with the stages that it needs; where targets are named, only they and their needs.
 
     Raises:
-        DvcException: a target that dvc.yaml does not have, or a dvc.yaml that cannot be read.
+        DvcException: a target that is no stage and no pipeline file, or a pipeline file that cannot be read.
     """
     with Repo() as repo:
         graph = repo.index.graph
-        wanted = set(graph)
-        if targets:
-            wanted = {found for name in targets for found in repo.stage.collect(name, with_deps=True)}
+        wanted = {found for name in targets or [GRAPH] for found in repo.stage.collect(name, with_deps=True)}
         return {node.addressing: {need.addressing for need in graph.successors(node)} for node in graph if node in wanted}
 
 
 def up_to_date(targets: list[str] | None = None) -> bool:
     """Whether `dvc repro` would have nothing to do."""
     with Repo() as repo:
-        return not repo.status(targets=targets, with_deps=bool(targets))
+        return not repo.status(targets=targets or [GRAPH], with_deps=True)
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=CONCURRENCY))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tasks.errors import SecondThoughtError
 
+PRESETS = Path(__file__).parents[1] / "infra/students.yaml"  # the paper's students
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -50,7 +51,7 @@ class Limit(Section):
 
 
 class RL(Section):
-    """GRPO, for zero, dev2 and r1. The paper's values stand in docs/paper-map.md beside the miniature's."""
+    """RL of zero, dev2, r1 and the ablations. The paper's values stand in docs/paper-map.md beside the miniature's."""
 
     seed: int = Field(ge=0, description="seed of rollouts and mini-batches; the data keep theirs")
     domains: tuple[Literal["math", "code", "stem", "logic"], ...] = Field(description="verifiable domains to train on")
@@ -79,6 +80,11 @@ class RL(Section):
     validation_problems: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1, description="rollouts between checkpoints")
     workers: int = Field(0, ge=0, description="worker processes; 0 measures at start. Changes speed only, never results")
+    algorithm: Literal["grpo", "ppo"]
+    gae_lambda: Share = Field(description="PPO alone, as the next three: lambda of generalized advantage estimation")
+    value_learning_rate: float = Field(gt=0)
+    value_clip: float | None = Field(gt=0, description="values stay this near to those before the rollout's first update; null: no clip")
+    whiten: bool = Field(description="advantages get mean 0 and deviation 1 over the rollout")
 
     @property
     def outputs_per_rollout(self) -> int:
@@ -104,6 +110,8 @@ class RL(Section):
             raise ValueError(
                 f"steps {self.steps} is no multiple of minibatches {self.minibatches}: a rollout gives {self.minibatches} steps"
             )
+        if self.algorithm == "ppo" and self.ratio != "token":
+            raise ValueError(f"algorithm ppo gives each token an advantage of its own: ratio must be token, not {self.ratio}")
         if not self.limits or self.limits[0].step != 0 or list(self.limits) != sorted(self.limits, key=lambda x: x.step):
             raise ValueError("limits must start at step 0 and be in the order of their steps")
         return self
@@ -152,6 +160,69 @@ class R1(RL):
         return self
 
 
+class Ablation(Section):
+    """A run that differs in little from another; the settings of `zero` or of `dev2`, with what is given here over them."""
+
+    title: str
+    baseline: str = Field(description="name of the run that it is compared with")
+    zero: Zero | None = None
+    dev2: RL | None = None
+    same_as: str | None = Field(None, description="a run with these very settings: its result counts, nothing is trained again")
+
+    @model_validator(mode="after")
+    def _one(self) -> Ablation:
+        if (self.zero is None) == (self.dev2 is None):
+            raise ValueError("give either zero or dev2: the stage whose settings it changes")
+        return self
+
+    @property
+    def like(self) -> str:
+        """The stage whose settings it changes, and from whose initial model it starts."""
+        return "zero" if self.zero else "dev2"
+
+    @property
+    def settings(self) -> RL:
+        found = self.zero or self.dev2
+        assert found is not None
+        return found
+
+
+class AblationSteps(Section):
+    """Policy updates, the same for all runs that start alike."""
+
+    zero: int = Field(ge=1)
+    dev2: int = Field(ge=1)
+
+
+class Ablations(Section):
+    """`make ablations`; the default run leaves them out."""
+
+    seed: int = Field(ge=0)
+    steps: AblationSteps
+    runs: dict[str, Ablation]
+
+    @model_validator(mode="after")
+    def _names(self) -> Ablations:
+        for name, run in self.runs.items():
+            for key in (run.baseline, run.same_as or name):
+                if key not in self.runs:
+                    raise ValueError(f"{name} names {key!r}, and there is no such run")
+            twin = self.runs[run.same_as or name]
+            if twin.settings != run.settings or (run.same_as and twin.same_as):
+                raise ValueError(f"{name} is not the same as {run.same_as}, which must have been trained with the same settings")
+        return self
+
+    def find(self, name: str) -> Ablation:
+        """The run of a name.
+
+        Raises:
+            ParamsError: there is none.
+        """
+        if name not in self.runs:
+            raise ParamsError(f"no run {name!r} in ablations.runs of params.yaml; it has {', '.join(self.runs)}")
+        return self.runs[name]
+
+
 class Service(Section):
     """An OpenAI-compatible chat endpoint that refines or judges, in place of the miniature's own deterministic stand-in."""
 
@@ -188,9 +259,10 @@ class ColdStart(Section):
 
 
 class SFT(Section):
-    """Supervised fine-tuning of a base, for dev1 and dev3."""
+    """Supervised fine-tuning of a base, for dev1, dev3 and the students."""
 
-    base: str = Field(description="Hugging Face folder of the model that is tuned")
+    base: str = Field(description="Hugging Face folder of the model that is tuned, or its id on the hub if it is in the local cache")
+    positions: int | None = Field(default=None, ge=1, description="positions that the base gets, where its own are too few; null: its own")
     seed: int = Field(ge=0, description="seed of the order of samples")
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1, description="samples an update (paper: 128)")
@@ -218,6 +290,32 @@ class Rejection(Section):
     per_prompt: int = Field(ge=1, description="samples kept of one problem, at most")
     reasoning_ratio: float = Field(gt=0, description="reasoning samples to one general sample (paper: about 3)")
     judge: Service | None = Field(None, description="decides items without a rule; null: the miniature's own judge")
+
+
+class Student(SFT):
+    """SFT of one student's base on the rejection-sampled mix, without RL."""
+
+    preset: str | None = Field(None, description=f"a student of the paper, named in {PRESETS.name}; it overrides `sft` and `distill`")
+
+
+class Distill(Section):
+    """The students by name. What else stands here is shared by them and overrides `sft`."""
+
+    students: dict[str, Student]
+
+    def find(self, name: str) -> Student:
+        """The settings of a student.
+
+        Raises:
+            ParamsError: there is none of that name.
+        """
+        if name not in self.students:
+            raise ParamsError(f"no student {name!r} in distill.students of params.yaml; it has {', '.join(self.students)}")
+        return self.students[name]
+
+
+class DistillRL(RL):
+    """GRPO straight on a student's base with the FLOPs that its distillation took; `steps` is a bound, not the end."""
 
 
 class RewardModels(Section):
@@ -273,12 +371,24 @@ class Compare(Section):
     margin: float = Field(ge=0, description="a smaller difference of the held-out judge's scores is a tie")
 
 
+class Price(Section):
+    """What an hour of the machine costs."""
+
+    amount: float = Field(ge=0)
+    currency: str = Field(pattern="^[A-Z]{3}$", description="ISO 4217, as USD")
+
+
 class Report(Section):
     examples: int = Field(ge=1, description="held-out problems shown side by side")
+    price_per_hour: Price | None = Field(default=None, description="null: the cost ledger has no money")
 
 
 class Params(Section):
-    """The whole of params.yaml. `rl` and `sft` hold what their stages share; a stage's section overrides it."""
+    """The whole of params.yaml. `rl` and `sft` hold what their stages share; a stage's section overrides it.
+
+    `distill_rl` starts from `zero` without its base: it is R1-Zero of another base. A student takes `sft`, then `distill`, then its
+    preset, then its own values.
+    """
 
     seed: int = Field(ge=0)
     curate: Curate
@@ -290,10 +400,13 @@ class Params(Section):
     dev2: RL
     rejection: Rejection
     dev3: SFT
+    distill: Distill
+    distill_rl: DistillRL
     reward_models: RewardModels
     r1: R1
     evaluate: Evaluate
     compare: Compare
+    ablations: Ablations
     report: Report
 
     @model_validator(mode="before")
@@ -301,16 +414,64 @@ class Params(Section):
     def _shared(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return given | {
+        merged = given | {
             stage: _over(given.get(shared), given[stage])
-            for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3")))
+            for shared, stages in (("rl", ("zero", "dev2", "r1")), ("sft", ("dev1", "dev3", "distill")))
             for stage in stages
             if stage in given
         }
+        if "distill_rl" in given:
+            merged["distill_rl"] = _over(_without(merged.get("zero"), "base"), given["distill_rl"])
+        if "distill" in given:
+            merged["distill"] = _students(merged["distill"])
+        if "ablations" in given:
+            merged["ablations"] = _ablations(given["ablations"], merged)
+        return merged
 
 
 def _over(shared: Any, own: Any) -> Any:
     return shared | own if isinstance(shared, dict) and isinstance(own, dict) else own
+
+
+def _ablations(section: Any, merged: dict[str, Any]) -> Any:
+    """`ablations` with the settings of `zero` or `dev2`, the common seed and steps handed down to each run."""
+    if not isinstance(section, dict) or not isinstance(section.get("runs"), dict) or not isinstance(section.get("steps"), dict):
+        return section
+
+    def whole(run: Any) -> Any:
+        if not isinstance(run, dict):
+            return run
+        common = {like: {"seed": section.get("seed"), "steps": section["steps"].get(like)} for like in ("zero", "dev2")}
+        return run | {like: _over(_over(merged.get(like), common[like]), run[like]) for like in common if like in run}
+
+    return section | {"runs": {name: whole(run) for name, run in section["runs"].items()}}
+
+
+def _without(section: Any, key: str) -> Any:
+    return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
+
+
+def _students(section: Any) -> Any:
+    """`distill` with what its students share handed down to each of them."""
+    if not isinstance(section, dict) or not isinstance(section.get("students"), dict):
+        return section
+    shared = _without(section, "students")
+    return {"students": {name: _over(shared, _over(_preset(name, own), own)) for name, own in section["students"].items()}}
+
+
+def _preset(student: str, own: Any) -> dict[str, Any]:
+    """The values of the preset that a student names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    name = own.get("preset") if isinstance(own, dict) else None
+    if name is None:
+        return {}
+    known = yaml.safe_load(PRESETS.read_text())
+    if name not in known:
+        raise ValueError(f"distill.students.{student}.preset: {PRESETS.name} has no student {name!r}; it has {', '.join(known)}")
+    return known[name]
 
 
 def _message(path: Path, error: ValidationError) -> str:

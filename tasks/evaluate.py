@@ -112,6 +112,12 @@ def sample(model: Model, problems: Sequence[Record], seed: int) -> list[Output]:
     return outputs
 
 
+def sample_problems(model: Model, problems: Sequence[Record], params: Params, path: Path) -> None:
+    """Writes scored samples of the problems, and checks the file."""
+    records.write(to_records(sample(model, problems, params.seed), problems, params.evaluate), path, SAMPLE_SCHEMA)
+    contracts.check("samples", pq.read_table(path), samples_per_prompt=params.evaluate.samples)
+
+
 def sample_open(model: Model, prompts: Sequence[Record], samples: int, seed: int, path: Path) -> None:
     """Writes samples of the open prompts, without scores: the judges of tasks/evaluation/open.py read them later."""
     if not prompts:
@@ -158,8 +164,7 @@ def evaluate(params: Params, name: str) -> dict[str, Any]:
     settings = own.model_dump(mode="json", exclude={"models"}) | entry.model_dump(mode="json") | {"seed": params.seed}
     inputs = {str(TEST): TEST, entry.folder: model.folder}
     with tracking.run(stage=f"evaluate_{name}", params=settings, inputs=inputs, state=Path(f".runs/evaluate_{name}")) as run:
-        records.write(to_records(sample(model, problems, params.seed), problems, own), path, SAMPLE_SCHEMA)
-        contracts.check("samples", pq.read_table(path), samples_per_prompt=own.samples)
+        sample_problems(model, problems, params, path)
         sample_open(model, prompts, own.open_samples, params.seed, open_path)
         found = metrics(name, path, open_path, problems)
         with records.atomic(report) as temporary:

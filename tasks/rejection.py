@@ -29,7 +29,7 @@ from tasks.errors import DataError
 from tasks.evaluation.correctness import JUDGE, OUTCOMES, Verdicts, judge
 from tasks.evaluation.sieve import FILTERS, Sieve
 from tasks.generation import model_folder
-from tasks.generation.collect import collect
+from tasks.generation.collect import collect, spent
 from tasks.generation.sampler import Sampling
 from tasks.monitoring import tracking
 from tasks.records import ROLLOUT_SCHEMA, SFT_SCHEMA, Record
@@ -252,6 +252,7 @@ def reject(params: Params) -> dict[str, Any]:
     with tracking.run(stage="rejection", params=settings.model_dump(mode="json"), inputs=inputs, state=folder) as run:
         found = candidates(settings, folder)
         metrics = make(found, PROMPTS, SFT, settings, Verdicts(ask, memory), tokenizer)
+        metrics["sampling"] = spent(found, model.config, tokenizer)
         publish(metrics)
         run.metrics(0, {f"samples.{domain}": row["samples"] for domain, row in metrics["table"].items()})
         run.metrics(0, {f"filter.{name}": row["total"] for name, row in metrics["filters"].items()})

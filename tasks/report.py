@@ -1,96 +1,47 @@
-"""Builds reports/report.html: what a run did, on one self-contained page, and reports/curves.png for the README.
+"""Builds the technical report of a run: reports/report.html, the same as reports/report.md with its figures, and the README's picture.
 
     python -m tasks.report
 
-Everything comes from files: metrics, per-step tables, samples, the test split, parameters and the base's provenance.
-A missing input leaves a note in its section with the command that makes it; nothing fails. Same inputs, same bytes.
+Everything comes from files (tasks/monitoring/sources.py) and the commit. A missing input leaves a note in its section with the command
+that makes it; nothing fails. Same inputs, same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
-import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tasks import errors, records
-from tasks.config import load_params
-from tasks.errors import DataError
-from tasks.monitoring import figures, glossary, recipe_page, tracking, zero_page
+from tasks.config import Report, load_params
+from tasks.monitoring import (
+    ablations_page,
+    behaviour_page,
+    claims,
+    costs,
+    figures,
+    glossary,
+    graph,
+    lineage,
+    markdown,
+    paper_map,
+    plots,
+    recipe_page,
+    students_page,
+    tracking,
+    zero_page,
+)
+from tasks.monitoring.sources import COSTS, OPTIONAL, SOURCES, load
 from tasks.monitoring.stage_table import STAGES
-from tasks.monitoring.steps import COLUMNS
 
 PAGE = Path(__file__).parent / "page"
-EVALUATED = (*STAGES, "zero_no_reflection")
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input file and the command that makes it."""
-
-    path: str
-    command: str
-
-
-SOURCES: dict[str, Source] = {
-    "params": Source("params.yaml", "git checkout params.yaml"),
-    "provenance": Source("models/base/provenance.json", "python -m tasks.pretrain base"),
-    "curate": Source("reports/metrics/curate.json", "dvc repro curate"),
-    "cold_start": Source("reports/metrics/cold_start.json", "dvc repro cold_start"),
-    "rejection": Source("reports/metrics/rejection.json", "dvc repro rejection"),
-    "reward_models": Source("reports/metrics/reward_models.json", "dvc repro reward_models"),
-    "compare": Source("reports/metrics/compare.json", "dvc repro compare"),
-    **{f"{s}_summary": Source(f"reports/metrics/{s}.json", f"dvc repro {s}") for s in STAGES if s != "base"},
-    **{f"{s}_steps": Source(f"reports/metrics/{s}_steps.csv", f"dvc repro {s}") for s in STAGES if s != "base"},
-    "test": Source("data/curated/test.parquet", "dvc repro curate"),
-    **{f"evaluate_{m}": Source(f"reports/metrics/evaluate_{m}.json", f"dvc repro evaluate@{m}") for m in EVALUATED},
-    **{f"samples_{m}": Source(f"data/samples/{m}.parquet", f"dvc repro evaluate@{m}") for m in zero_page.MODELS},
-    **{f"samples_{m}_open": Source(f"data/samples/{m}_open.parquet", f"dvc repro evaluate@{m}") for m in ("dev3", "r1")},
-}
-OPTIONAL = {"language_price": Source("reports/metrics/language_price.json", "")}  # no part of a run: nothing is said if it is not there
-RL_STEPS = ("zero_steps", "dev2_steps", "r1_steps")
-
-
-def _read(path: Path) -> Any:
-    match path.suffix:
-        case ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
-        case ".yaml":
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        case ".csv":
-            return pd.read_csv(path)
-    return pd.read_parquet(path)
-
-
-def load(root: Path) -> dict[str, Any]:
-    """Every input by its name in SOURCES and OPTIONAL; None for a file that does not exist or a table without rows.
-
-    Raises:
-        DataError: a file exists but cannot be read, or a per-step table of RL lacks a column.
-    """
-    inputs: dict[str, Any] = {}
-    for name, source in (SOURCES | OPTIONAL).items():
-        path = root / source.path
-        try:
-            value = _read(path) if path.exists() else None
-        except (ValueError, OSError, yaml.YAMLError) as error:
-            raise DataError(f"{source.path} cannot be read ({error}); delete it and run `{source.command}`") from error
-        inputs[name] = None if isinstance(value, pd.DataFrame) and value.empty else value
-    for name in RL_STEPS:
-        lacking = [] if inputs[name] is None else [column for column in COLUMNS if column not in inputs[name]]
-        if lacking:
-            raise DataError(f"{SOURCES[name].path} lacks the columns {', '.join(lacking)}: run `{SOURCES[name].command}` again")
-    for model in EVALUATED:
-        if evaluation := inputs[f"evaluate_{model}"]:  # readers need not know k
-            evaluation["cons"] = evaluation[f"cons@{evaluation['samples_per_problem']}"]
-    return inputs
+REPORTS = Path("reports")
 
 
 def split_table(curate: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
@@ -108,14 +59,45 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, text)]
 
 
-def context(inputs: Mapping[str, Any], shown: int) -> dict[str, Any]:
-    """Everything that the template shows; at most ``shown`` problems side by side."""
-    zero, recipe = zero_page.context(inputs, shown), recipe_page.context(inputs)
+def _lineage(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The graph of stages and its table, from dvc.lock."""
+    lock = inputs["lock"]
+    drawn = lock and graph.draw(lineage.graph(lock), "Graph of the stages, from the bases down; the table below has the hashes in full.")
+    return {"lineage": lineage.stages(lock) if lock else [], "bases": lineage.sources(lock) if lock else [], "figure": {"graph": drawn}}
+
+
+def _paper(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    page = inputs["paper_map"]
+    titles = {"differs": paper_map.DIFFERS, "undisclosed": paper_map.UNDISCLOSED}
+    return {name: page and paper_map.table(page, title) for name, title in titles.items()}
+
+
+def _costs(inputs: Mapping[str, Any], settings: Report) -> dict[str, Any]:
+    rows = costs.ledger(inputs, settings.price_per_hour)
+    return {
+        "ledger": rows, "unclocked": costs.unclocked(rows), "machines": costs.machines(inputs), "price": settings.price_per_hour,
+        "paper_costs": costs.PAPER,
+    }  # fmt: skip
+
+
+def _marked(figures_: Mapping[str, str | None]) -> dict[str, Any]:
+    return {name: svg and Markup(svg) for name, svg in figures_.items()}
+
+
+def context(inputs: Mapping[str, Any], settings: Report) -> dict[str, Any]:
+    """Everything that the template shows; figures are SVG by name."""
+    behaviour = behaviour_page.context(inputs)
+    parts = [zero_page.context(inputs, settings.examples), recipe_page.context(inputs), students_page.context(inputs)]
+    parts += [ablations_page.context(inputs), behaviour, _lineage(inputs)]
+    made = {key: value for part in parts for key, value in part.items()}
     return {
         **inputs,
-        **zero,
-        **recipe,
-        "figure": {name: svg and Markup(svg) for name, svg in (zero["figure"] | recipe["figure"]).items()},
+        **made,
+        **_paper(inputs),
+        **_costs(inputs, settings),
+        "figure": _marked({name: svg for part in parts for name, svg in part["figure"].items()}),
+        "level_figure": _marked(behaviour["level_figure"]),
+        "claims": claims.table(inputs),
         "missing": {name: source for name, source in SOURCES.items() if inputs[name] is None},
         "sources": SOURCES,
         "evaluations": {stage: inputs[f"evaluate_{stage}"] for stage in STAGES},
@@ -123,8 +105,6 @@ def context(inputs: Mapping[str, Any], shown: int) -> dict[str, Any]:
         "splits": split_table(inputs["curate"]),
         "flat": flatten,
         "terms": glossary.METRICS,
-        "differences": glossary.DIFFERENCES,
-        "paper": glossary.PAPER,
     }
 
 
@@ -133,35 +113,73 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or np.isnan(share) else f"{100 * share:.{digits}f}"
 
 
-def render(inputs: Mapping[str, Any], shown: int) -> str:
-    """The page for loaded inputs (see ``load``), with at most ``shown`` problems side by side."""
+def scientific(value: float | None) -> str:
+    """A large number as 8.31·10¹³; a dash for a missing one."""
+    if not value:
+        return "–" if value is None else "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def unbroken(text: str) -> Markup:
+    """Text whose intervals and percentages stay on one line."""
+    joined = str(escape(text)).replace(" %", "\N{NO-BREAK SPACE}%")
+    return Markup(re.sub(r"\([\d.]+–[\d.]+\)", r'<span class="nb">\g<0></span>', joined))
+
+
+def render(inputs: Mapping[str, Any], settings: Report) -> str:
+    """The page for loaded inputs (see `sources.load`)."""
     loader = jinja2.FileSystemLoader(PAGE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["pct"] = percent
-    return environment.get_template("report.html.j2").render(context(inputs, shown))
+    environment.filters |= {"pct": percent, "sci": scientific, "unbroken": unbroken}
+    return environment.get_template("report.html.j2").render(context(inputs, settings))
 
 
-def write(root: Path, shown: int) -> list[Path]:
-    """Writes reports/report.html, and reports/curves.png if there are steps, under ``root``; returns what it wrote.
+def theme() -> str:
+    """The part of the page's style that sets colours and fonts, for figures that stand alone."""
+    style = (PAGE / "report.css").read_text(encoding="utf-8")
+    return style[: style.index("* {")]
+
+
+def _write(path: Path, text: str) -> Path:
+    with records.atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _write_markdown(folder: Path, page: str) -> Iterator[Path]:
+    """report.md and its figures; figures of an earlier report that this one does not have go."""
+    text, drawn = markdown.extract(page)
+    shown = folder / markdown.FOLDER
+    shown.mkdir(parents=True, exist_ok=True)
+    for name, svg in drawn.items():
+        yield _write(shown / f"{name}.svg", plots.standalone(svg, theme()))
+    for path in set(shown.glob("*.svg")) - {shown / f"{name}.svg" for name in drawn}:
+        path.unlink()
+    yield _write(folder / "report.md", markdown.convert(text))
+
+
+def write(root: Path, settings: Report) -> list[Path]:
+    """Writes the report, and reports/curves.png if there are steps, under ``root``; returns the page, the Markdown and the picture.
 
     Raises:
         DataError: an input exists but cannot be read.
     """
-    inputs, page, picture = load(root), root / "reports" / "report.html", root / "reports" / "curves.png"
-    with records.atomic(page) as temporary:
-        temporary.write_text(render(inputs, shown), encoding="utf-8")
-    steps = inputs["zero_steps"]
+    inputs, folder = load(root), root / REPORTS
+    page = render(inputs, settings)
+    *_, text = _write_markdown(folder, page)
+    made, steps = [_write(folder / "report.html", page), text], inputs["zero_steps"]
     if steps is None:
-        return [page]
-    return [page, figures.save_overview(steps, zero_page.takeoff_step(inputs), picture)]
+        return made
+    return [*made, figures.save_overview(steps, zero_page.takeoff_step(inputs), folder / "curves.png")]
 
 
 def run() -> None:
     """The stage: builds the report of the current folder and logs it."""
     params = load_params().report
-    read = {name: path for name, source in (SOURCES | OPTIONAL).items() if (path := Path(source.path)).exists()}
+    read = {name: Path(source.path) for name, source in (SOURCES | OPTIONAL).items() if source.path != COSTS and Path(source.path).exists()}
     with tracking.run(stage="report", params=params.model_dump(), inputs=read, state=Path(".runs/report")) as tracked:
-        for path in write(Path(), params.examples):
+        for path in write(Path(), params):
             tracked.artifact(path)
             print(f"report: wrote {path}")
 

@@ -15,6 +15,7 @@ from tasks.evaluation import open as open_figures
 from tasks.monitoring.reflection import WORDS, counts, has_wait
 from tasks.world import general, problems, thoughts
 from tasks.world.corpus import blind_answer, completion
+from tests import fake_extras
 
 STEPS = 60
 TAKEOFF = 20
@@ -65,7 +66,11 @@ def _group(part: pd.DataFrame) -> dict:
         "problems": part["prompt_id"].nunique(),
         "pass@1": float(part["correct"].mean()),
         cons: float(solved.gt(0.5).mean()),
-        "intervals": {"pass@1": metrics.spread(solved), cons: metrics.spread(solved.gt(0.5).astype(float))},
+        "intervals": {
+            "pass@1": metrics.spread(solved),
+            cons: metrics.spread(solved.gt(0.5).astype(float)),
+            "length": metrics.spread(part["token_ids"].map(len).groupby(part["prompt_id"]).mean()),
+        },
         "wait_share": float(part["text"].map(has_wait).mean()),
         "length": float(part["token_ids"].map(len).mean()),
         "language_consistency": float(part["language_consistency"].mean()),
@@ -127,6 +132,7 @@ def _evaluation(samples: pd.DataFrame, open_samples: pd.DataFrame, model: str) -
             "language_consistency": metrics.clustered(samples["language_consistency"], samples["prompt_id"]),
             "mixed_share": {"mean": 0.4, "low": 0.3, "high": 0.5},
             "length": metrics.clustered(samples["token_ids"].map(len), samples["prompt_id"]),
+            "wait_share": metrics.clustered(samples["text"].map(has_wait), samples["prompt_id"]),
         },
         "open": open_figures.summarize(open_samples, samples),
         **{kind: {str(name): _group(part) for name, part in samples.groupby(labels)} for kind, labels in kinds.items()},
@@ -172,6 +178,7 @@ def steps_table() -> pd.DataFrame:
     table["reward_preference"] = np.nan
     table["sampler_gap"], table["reference_age"] = 1e-6, (step - 1) % 20
     table["validation_pass1"] = np.where(step % 10 == 0, 0.25 + 0.6 * learnt, np.nan)
+    table["cons"] = np.where(step % 4 == 1, 0.3 + 0.65 * learnt, np.nan)
     return table
 
 
@@ -292,5 +299,6 @@ def write_run(root: Path, count: int = 60, per_problem: int = 4) -> Path:
         root / "models/base/provenance.json",
         {"command": "python -m tasks.pretrain base", "parameters": 812345, "probes": {"facts": 0.99}},
     )
+    fake_extras.write(root, steps_table())
     (root / "params.yaml").write_text("seed: 0\nzero:\n  group_size: 16\n  learning_rate: 0.001\n", encoding="utf-8")
     return root

@@ -115,7 +115,7 @@ def _slice(rows: pd.DataFrame, k: int) -> dict[str, Any]:
         "problems": len(rows), "pass@1": float(rows["pass@1"].mean()), f"cons@{k}": float(rows["cons"].mean()),
         "wait_share": float(rows["wait"].mean()), "length": float(rows["length"].mean()),
         "language_consistency": _finite_mean(rows["consistency"]),
-        "intervals": {"pass@1": spread(rows["pass@1"]), f"cons@{k}": spread(rows["cons"])},
+        "intervals": {"pass@1": spread(rows["pass@1"]), f"cons@{k}": spread(rows["cons"]), "length": spread(rows["length"])},
     }  # fmt: skip
 
 

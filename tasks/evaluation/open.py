@@ -82,8 +82,18 @@ def summarize(samples: pd.DataFrame, verifiable: pd.DataFrame) -> dict[str, Any]
         "samples_per_prompt": int(samples["sample"].max()) + 1 if len(samples) else 0,
         "unread_prompts": int(unread),
         **found,
+        **{f"by_{kind}": _by(measured, kind) for kind in ("family", "language")},
         "left_out": {name: _reason(FIGURES[name], int(unread)) for name, value in found.items() if value is None},
     }
+
+
+def _by(measured: pd.DataFrame, kind: str) -> dict[str, dict[str, Any]]:
+    """Unsafe responses and refusals of each family or language that has any such prompt, with their intervals."""
+    found = {
+        str(name): {figure: clustered(part[figure], part["prompt_id"]) for figure in ("unsafe", "refusal")}
+        for name, part in measured.groupby(kind, sort=True)
+    }
+    return {name: {figure: value for figure, value in figures.items() if value} for name, figures in found.items()}
 
 
 def _reason(prompts: str, unread: int) -> str:

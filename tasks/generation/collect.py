@@ -21,7 +21,7 @@ from tasks.generation import model_folder
 from tasks.generation.sampler import Sampling, TorchSampler
 from tasks.records import ROLLOUT_SCHEMA, Record
 from tasks.template import render
-from tasks.training import workers
+from tasks.training import flops, workers
 from tasks.training.rl import CHUNK, seed_of
 
 PART = 8  # chunks of prompts in a part: what a kill can lose
@@ -74,6 +74,18 @@ def collect(folder: Path, prompts: Iterable[Record], sampling: Sampling, seed: i
     rows = sum(records.count(part) for part in parts)
     shutil.rmtree(state, ignore_errors=True)
     return rows
+
+
+def spent(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What it took to sample `path` (ROLLOUT_SCHEMA) from the model that `config` describes: tokens of completions, and FLOPs."""
+    cost, tokens, total, prompt = flops.cost(config), 0, 0, 0
+    for row in (row for batch in records.iter_batches(path, ROLLOUT_SCHEMA) for row in batch):
+        if row["sample"] == 0:  # a prompt is read once, and its samples follow each other
+            prompt = len(tokenizer.encode(render(row["messages"][-1]["content"])))
+            total += cost.prefill(prompt)
+        tokens += row["tokens"]
+        total += cost.decode(prompt, row["tokens"])
+    return {"tokens": tokens, "flops": total}
 
 
 def _parts(crew: workers.Workers, prompts: Iterable[Record], sampling: Sampling, seed: int, state: Path, what: str) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +32,25 @@ REMEDY = "restore it from git or DVC, or write the folder again"
 
 class ModelFolderError(SecondThoughtError):
     """A model folder that cannot be read or written; one line that names the file, the folder and the remedy."""
+
+
+def find(base: str) -> Path:
+    """The folder of a model that is named by a path, or by an id of the Hugging Face hub (owner/name) that is in this machine's cache.
+
+    Nothing is downloaded.
+
+    Raises:
+        ModelFolderError: there is neither.
+    """
+    if Path(base).is_dir():
+        return Path(base)
+    try:
+        return Path(snapshot_download(base, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelFolderError(
+            f"there is no model folder {base}, and no model of that id in the Hugging Face cache: {REMEDY}, or fetch the model once with "
+            f"`HF_HUB_OFFLINE=0 hf download {base}`"
+        ) from error
 
 
 def check(folder: Path) -> None:

@@ -17,8 +17,7 @@ from tasks.monitoring.plots import COLOURS, Event, Line
 from tasks.monitoring.reflection import WORDS
 
 Interval = Mapping[str, float]  # mean, low, high
-FAMILY_COLOURS = ("blue", "vermilion", "green", "purple", "grey", "ink")
-MODEL_COLOURS = {"base": "grey", "zero_no_reflection": "vermilion", "zero": "blue"}
+DODGE = 0.05  # levels by which the models of a figure stand apart, so that none hides another
 
 
 def limit_raised(steps: pd.DataFrame) -> list[Event]:
@@ -43,10 +42,18 @@ def line(steps: pd.DataFrame, column: str, label: str, colour: str, points: bool
 
 
 def accuracy_lines(steps: pd.DataFrame) -> list[Line]:
+    """Training accuracy, pass@1 on validation problems, and the majority vote of each rollout's groups (cons@k)."""
     return [
         line(steps, "accuracy", "training", "blue"),
         line(steps, "validation_pass1", "validation", "green", points=True),
+        line(steps, "cons", "majority", "purple", points=True),
     ]
+
+
+def _top(values: pd.Series) -> float | None:
+    """Upper limit of an axis that a few single steps would stretch beyond use; None where none would."""
+    usual = 1.5 * float(values.quantile(0.95))
+    return usual if float(values.max()) > 2 * usual > 0 else None
 
 
 def training_curves(
@@ -95,12 +102,12 @@ def training_curves(
             {
                 "ylabel": "KL to the reference (nats per token)",
                 "events": reference_replaced(steps),
-                "ylim": (0.0, None),
+                "ylim": (0.0, _top(steps["kl"])),
             },
         ),
         "gradient": (
             [line(steps, "grad_norm", "", "blue")],
-            {"ylabel": "gradient norm before clipping", "ylim": (0.0, None)},
+            {"ylabel": "gradient norm before clipping", "ylim": (0.0, _top(steps["grad_norm"]))},
         ),
         "groups": (
             [
@@ -160,54 +167,81 @@ def word_curves(steps: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def dots(rows: Mapping[str, Mapping[str, Interval]], *, name: str, alt: str) -> str:
-    """Pass@1 with its interval for each row (family) and model: dots on horizontal lines, models in their colours."""
+def dots(
+    rows: Mapping[str, Mapping[str, Interval]], colours: Mapping[str, str], *, name: str, alt: str, xlabel: str, percent: bool = True
+) -> str:  # fmt: skip
+    """Figures with their intervals as dots on horizontal lines.
+
+    Args:
+        rows: for each row its series' intervals; a series may be missing.
+        colours: role of each series' colour, in their order from top to bottom within a row.
+        name, alt, xlabel: see `plots.curve`.
+        percent: shares; the axis ends at 100 %, or where they do if all are small.
+    """
+    offsets = dict(zip(colours, np.linspace(-0.22, 0.22, len(colours)) if len(colours) > 1 else [0.0], strict=True))
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(plots.WIDTH, 0.75 + 0.38 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(plots.WIDTH, 0.75 + max(0.3, 0.13 * len(colours)) * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for place, intervals in enumerate(rows.values()):
-            for model, offset in zip(MODEL_COLOURS, (-0.2, 0.0, 0.2), strict=True):
-                if model in intervals:
-                    value, colour, height = intervals[model], COLOURS[MODEL_COLOURS[model]], place - offset
-                    axes.plot([value["low"], value["high"]], [height] * 2, color=colour, linewidth=1.6, solid_capstyle="round")
-                    axes.plot(value["mean"], height, "o", color=colour, markersize=5)
+            for series, value in intervals.items():
+                colour, height = COLOURS[colours[series]], place + offsets[series]
+                axes.plot([value["low"], value["high"]], [height] * 2, color=colour, linewidth=1.6, solid_capstyle="round", clip_on=False)
+                axes.plot(value["mean"], height, "o", color=colour, markersize=5, clip_on=False)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-        axes.invert_yaxis()
-        axes.set_xlim(0.0, 1.0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("pass@1 with 95 % interval")
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        top = max(value["high"] for intervals in rows.values() for value in intervals.values())
+        axes.set_xlim(0.0, 1.0 if percent and top > 0.4 else None)
+        if percent:
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(xlabel)
         axes.grid(axis="x")
         return plots.to_svg(figure, name=name, alt=alt)
 
 
-def by_level(levels: Mapping[str, Mapping[str, float]], key: str, *, name: str, ylabel: str, percent: bool = False) -> str | None:
-    """A metric against the level of a problem, one line a family with at least two levels; None if there is none.
+def length_by_level(evaluations: Mapping[str, Mapping[str, Any]], colours: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Response length against the level of a problem with intervals, a line a model; a figure a family of at least two levels.
 
     Args:
-        levels: ``by_level`` of an evaluation: "<family>-<level>" to metrics.
-        key: of the metric.
+        evaluations: by model; "by_level" maps "<family>-<level>" to metrics.
+        colours: for each model its title and its colour's role; others are left out.
     """
-    families: dict[str, dict[int, float]] = {}
-    for label, metrics in levels.items():
-        family, level = label.rsplit("-", 1)
-        families.setdefault(family, {})[int(level)] = float(metrics[key])
-    lines = [
-        Line(sorted(values), [values[level] for level in sorted(values)], family, colour, points=True)
-        for (family, values), colour in zip(sorted(f for f in families.items() if len(f[1]) > 1), FAMILY_COLOURS, strict=False)
-    ]
-    if not lines:
-        return None
-    limits = (0.0, 1.0) if percent else (0.0, None)
-    return plots.curve(
-        lines,
-        name=name,
-        alt=_alt(f"{ylabel} by level", lines),
-        ylabel=ylabel,
-        xlabel="level of the problem",
-        percent=percent,
-        ylim=limits,
-    )
+    families: dict[str, list[Line]] = {}
+    for number, (model, (title, colour)) in enumerate(colours.items()):
+        levels: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for label, found in (evaluations[model]["by_level"] if model in evaluations else {}).items():
+            levels.setdefault(label.rsplit("-", 1)[0], {})[int(label.rsplit("-", 1)[1])] = found
+        for family, found in sorted(levels.items()):
+            if len(found) > 1:
+                families.setdefault(family, []).append(
+                    _lengths(dict(sorted(found.items())), title, colour, DODGE * (number - len(colours) // 2))
+                )
+    return {
+        family: plots.curve(
+            lines, name=f"level-{family}", alt=_alt(f"length at {family}", lines, "levels"), ylabel="response length (tokens)",
+            xlabel="level of the problem", ylim=(0.0, None),
+        )
+        for family, lines in sorted(families.items())
+    }  # fmt: skip
+
+
+def _lengths(levels: Mapping[int, Mapping[str, Any]], title: str, colour: str, dodge: float) -> Line:
+    spread = [found["intervals"].get("length") or {"low": found["length"], "high": found["length"]} for found in levels.values()]
+    lengths = [float(found["length"]) for found in levels.values()]
+    return Line([level + dodge for level in levels], lengths, title, colour, points=True, around=[(s["low"], s["high"]) for s in spread])
+
+
+def contrast(
+    tables: Mapping[str, pd.DataFrame], column: str, lines: Mapping[str, tuple[str, str]], *, name: str, ylabel: str
+) -> str:  # fmt: skip
+    """One column of the step tables of several runs over RL steps, as SVG.
+
+    Args:
+        tables: by run.
+        lines: for each run that is drawn its label and its colour's role.
+    """
+    drawn = [line(tables[run], column, label, colour) for run, (label, colour) in lines.items() if run in tables]
+    return plots.curve(drawn, name=name, alt=_alt(name, drawn), ylabel=ylabel, percent=True, ylim=(0.0, 1.0))
 
 
 def save_overview(steps: pd.DataFrame, takeoff_step: int | None, path: Path) -> Path:

@@ -1,8 +1,6 @@
-"""What the report says in words: every metric in plain language, the paper's figures, what differs from the paper."""
+"""What the report says in words: every metric in plain language."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 # Name as shown -> definition. Order is the order of the report.
 METRICS: dict[str, str] = {
@@ -10,12 +8,19 @@ METRICS: dict[str, str] = {
         "The chance that one sample solves a problem: the share of correct samples of each problem, averaged over "
         "problems. Samples are drawn at temperature 0.6 and top-p 0.95, as in the paper; greedy decoding is not used."
     ),
+    "shown, not shown": (
+        "Whether this run meets the rule that stands beside the claim. The rules are thresholds, set for runs of the miniature; one run, "
+        "one seed. “Not shown” is not “refuted”: a model that solves nearly everything leaves a vote, or more training, nothing to gain."
+    ),
     "95 % interval": (
         "A bootstrap over problems: had other problems been drawn from the same world, the mean would have varied "
         "about this much. It says nothing about other random seeds of training."
     ),
     "pass@k": ("The chance that at least one of k samples solves a problem, estimated without bias from all samples of the problem."),
     "cons@k": ("Majority vote: the k answers of a problem are grouped by verified equality, and the largest group's answer counts."),
+    "cons@k in training": (
+        "Majority vote over the group of k samples that a rollout draws of each training problem, at temperature 1; once a rollout."
+    ),
     "accuracy reward": "1 if a rule (never a model) verifies the final answer, else 0.",
     "format reward": ("Paid if the completion is one thought in think tags followed by one answer in answer tags, and nothing else."),
     "accuracy in training": (
@@ -77,60 +82,9 @@ METRICS: dict[str, str] = {
         "Largest difference between the log-probability that the sampler and the trainer give to the same token, on the first "
         "update of a rollout. Far from 0, the sampler would be running stale or different weights; the run then stops."
     ),
+    "FLOPs": (
+        "Floating point operations, counted from the shapes of the model and the numbers of tokens, not measured: sampling is forward "
+        "passes, training forward and backward, the reference forward alone."
+    ),
     "fingerprint": "A hash of the weights. Each sample carries the fingerprint of the model that wrote it.",
 }
-
-# What differs from the paper, as (what, in the paper, here).
-DIFFERENCES: tuple[tuple[str, str, str], ...] = (
-    ("Model", "DeepSeek-V3-Base, 671 B parameters (37 B active)", "a Llama-shaped model of 0.66 M parameters"),
-    (
-        "Base",
-        "pretrained on 14.8 T tokens of text",
-        "pretrained by this project on generated documents; a few of them (at most 5 %) say “wait” and try again",
-    ),
-    (
-        "People and judges",
-        "human annotators; DeepSeek-V3 refines chains of thought and judges answers",
-        "the world's own rewriter, annotators and judges; an OpenAI-compatible endpoint can take the place of each but the annotators",
-    ),
-    (
-        "Problems",
-        "competition mathematics, code contests, science, logic",
-        "a generated miniature world in the same proportions; arithmetic is modulo ten, so every number is one digit",
-    ),
-    ("Template", "a text of about 70 tokens", "the same text to the letter, as one token of the vocabulary"),
-    (
-        "Length",
-        "limit 32,768 tokens, raised to 65,536 at step 8,200",
-        "limits of a hundred tokens or two, raised once in the same way",
-    ),
-    ("Steps", "10,400 policy updates of 512 samples", "fewer and smaller updates; params.yaml below has the numbers"),
-    ("Learning rate", "3e-6", "larger, as the model is almost a million times smaller; see params.yaml below"),
-    (
-        "Undisclosed",
-        "clip range, loss denominator, optimizer, treatment of groups without variance",
-        "chosen by this project; each choice is a named parameter",
-    ),
-)
-
-
-class PaperFigure(NamedTuple):
-    """One figure of the paper, with the key of ours that stands beside it (see ``tasks.report``)."""
-
-    what: str
-    paper: str
-    ours: str
-
-
-PAPER: tuple[PaperFigure, ...] = (
-    PaperFigure("pass@1, start → end", "15.6 → 77.9 on AIME 2024 (first version of the paper: 71.0)", "pass1"),
-    PaperFigure(
-        "majority vote after training",
-        "86.7 on AIME 2024 (16 votes in the figure, 64 in the first version's table)",
-        "cons",
-    ),
-    PaperFigure("reflective words, start → end", "5 to 7 times as many over training", "words"),
-    PaperFigure("“wait”", "almost absent early, occasional at steps 4,000-7,000, sharp rise after step 8,000 of 10,400", "wait"),
-    PaperFigure("response length", "grows throughout training; the axis of the figure ends at 20,000 tokens", "length"),
-    PaperFigure("languages", "thoughts mix English and Chinese; no figure is printed", "language"),
-)

@@ -29,6 +29,7 @@ COLOURS: dict[str, str] = {
     "ink": "#1d2733",
     "muted": "#5f6b7a",
     "rule": "#d5dae1",
+    "panel": "#f2f3f0",
     "blue": "#0072b2",
     "vermilion": "#c8510a",
     "green": "#00805d",
@@ -72,6 +73,7 @@ class Line:
     label: str
     colour: str = "blue"
     points: bool = False  # values measured now and then: joined markers instead of a smoothed line over faint points
+    around: Sequence[tuple[float, float]] = ()  # low and high of each value, drawn as error bars of its markers
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def _draw_line(axes: Axes, line: Line) -> float:
         return float("nan")
     colour = COLOURS[line.colour]
     if line.points:
+        for place, (low, high) in zip(x, line.around, strict=False):
+            axes.plot([place, place], [low, high], color=colour, linewidth=1.0, alpha=0.7, clip_on=False)
         axes.plot(x[present], y[present], "o-", color=colour, markersize=4.5, linewidth=1.2, clip_on=False)
         return float(y[present][-1])
     axes.plot(x, y, "o", color=colour, markersize=2.2, alpha=0.42, markeredgewidth=0)
@@ -249,9 +253,26 @@ def to_svg(figure: Figure, *, name: str, alt: str) -> str:
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag.group()), svg)  # coordinates, not tick labels
     for role, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role}, {colour})")
-    head = f'<svg role="img" aria-label="{html.escape(alt)}" stroke-linejoin="round"'
+    head = f'<svg data-name="{name}" role="img" aria-label="{html.escape(alt)}" stroke-linejoin="round"'
     svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
     return re.sub(r">\s+<", "><", svg.replace("<svg", head, 1))
+
+
+def standalone(svg: str, theme: str) -> str:
+    """An inline figure as a file of its own: the page's colours, light or dark by the reader's setting, on the page's background.
+
+    Args:
+        svg: what `to_svg` gave.
+        theme: CSS that sets the variables of the colours and fonts, for both settings.
+    """
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box, "a figure without a viewBox"
+    width, height = (float(side) for side in box.groups())
+    scale = min(4 / 3, 1200 / width)  # points to pixels
+    body = svg.index(">") + 1
+    head = svg[: body - 1].replace("<svg", f'<svg width="{width * scale:.0f}" height="{height * scale:.0f}"', 1)
+    look = f"<style>{theme}svg {{ font-family: var(--sans); }}</style>"
+    return f'{head}>{look}<rect width="100%" height="100%" style="fill: var(--bg)"/>{svg[body:]}\n'
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 144) -> Path:

@@ -10,8 +10,8 @@ from tasks.monitoring import examples, figures, stage_table
 from tasks.monitoring.stage_table import STAGES
 
 CURVES = {
-    "dev2": ("accuracy", "language", "length", "reward"),
-    "r1": ("accuracy", "language", "length", "reward"),
+    "dev2": ("accuracy", "language", "length", "wait", "reward", "entropy"),
+    "r1": ("accuracy", "language", "length", "wait", "reward", "entropy"),
 }
 
 # Sections of params.yaml behind the price of the language reward, from the data to the evaluation of dev2.

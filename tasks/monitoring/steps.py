@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tasks.evaluation.metrics import mean_or_zero
+from tasks.evaluation.metrics import equal_answers, mean_or_zero, vote
 from tasks.monitoring import readability, reflection
 from tasks.rewards.total import Reward
 
@@ -14,12 +14,15 @@ COLUMNS = (
     "clip_share", "informative_groups",
     "grad_norm", "learning_rate", "max_new_tokens", "truncated", "language_consistency", "wait_share", *reflection.WORDS,
     "repetition", "no_answer", "mixed_language", "sampler_gap", "reference_age", "validation_pass1",
+    "cons",
 )  # fmt: skip
 
 
 class Scored(Protocol):
     """A scored completion, as training.actor.Output is."""
 
+    @property
+    def prompt_id(self) -> str: ...
     @property
     def text(self) -> str: ...
     @property
@@ -61,3 +64,22 @@ def describe(outputs: Sequence[Scored]) -> dict[str, Any]:
         "no_answer": defects["no_answer"],
         "mixed_language": defects["mixed_language"],
     }
+
+
+def consensus(outputs: Sequence[Scored], size: int, records: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """cons@k of a rollout: share of its groups whose majority answer is right (paper, Fig. 1: cons@16); None if no rule reads any.
+
+    Args:
+        outputs: whole groups, one after the other.
+        size: k, outputs of a group.
+        records: prompt records by id; their verifier decides which answers are equal.
+    """
+    groups = [outputs[i : i + size] for i in range(0, len(outputs), size)]
+    ruled = [group for group in groups if group[0].reward.accuracy is not None]
+    voted = [_vote_is_right(group, equal_answers(records[group[0].prompt_id]["verifier"])) for group in ruled]
+    return mean_or_zero(voted) if voted else None
+
+
+def _vote_is_right(group: Sequence[Scored], same: Callable[[str, str], bool]) -> bool:
+    voted = vote([o.reward.answer for o in group], same)
+    return any(o.reward.answer == voted and o.reward.accuracy == 1 for o in group)

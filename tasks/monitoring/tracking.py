@@ -6,23 +6,29 @@ could not be sent waits in `<state>/unsent.jsonl` for
 
     python -m tasks.monitoring.tracking resend
 
-The store is MLFLOW_TRACKING_URI: by default SQLite in .mlflow/, a server where the variable names one.
+The store is MLFLOW_TRACKING_URI: by default SQLite in .mlflow/, a server where the variable names one. A finished stage
+leaves its cost in reports/costs/<stage>.json: wall-clock, so no output of DVC's and part of no hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import records
 from tasks.monitoring import delivery
 
+COSTS = Path("reports/costs")
 # Stages that leave .runs or the reports behind must not make the code look edited.
 CODE = [".", ":!dvc.lock", ":!reports"]
 
@@ -34,6 +40,7 @@ class Run:
         self._journal = state / delivery.JOURNAL
         self._logged: set[tuple[int, str]] = set()
         self._writable = True
+        self._began, self._before, self._resumed = time.monotonic(), 0.0, 0
 
     def metrics(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Records values of one step; None is left out, and so is what this run holds of that step already."""
@@ -50,10 +57,21 @@ class Run:
         """Points to a model folder that DVC keeps: its path and DVC's hash of its content. No bytes are copied."""
         self._append("checkpoint", path=str(path), md5=content_hash(Path(path)))
 
+    def seconds(self) -> float:
+        """Seconds of work so far, those of killed executions that this one continues included."""
+        return self._before + time.monotonic() - self._began
+
+    def _goes_on_from(self, before: list[dict[str, Any]], state: Path) -> None:
+        """Takes over what a killed execution has recorded: which metrics, and how long it worked."""
+        last = before[-1]
+        self._logged = {(r["step"], name) for r in before if r["kind"] == "metrics" for name in r["values"]}
+        self._before = last.get("seconds", 0.0) + _saved_after(state, last["time"] / 1000)
+        self._resumed = 1 + sum(r["kind"] == "resume" for r in before)
+
     def _append(self, kind: str, **fields: Any) -> None:
         if not self._writable:
             return
-        line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}) + "\n"
+        line = json.dumps({"kind": kind, "time": int(time.time() * 1000), "seconds": self.seconds(), **fields}) + "\n"
         try:
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -79,13 +97,14 @@ def run(stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path | str],
         "stage": stage,
         "params": flatten(params),
         "inputs": _digests(inputs),
-        "tags": {"stage": stage, **_commit()},
+        "tags": {"stage": stage, **_tags(commit())},
     }
     tracked, sender = _open(state, start), _start_sender(state)
     status = "FAILED"
     try:
         yield tracked
         status = "FINISHED"
+        _write_cost(stage, tracked)
     finally:
         # BaseException too: a stage that was stopped by a signal or by Ctrl-C did not finish.
         tracked._append("end", status=status)
@@ -98,7 +117,7 @@ def _open(state: Path, start: dict[str, Any]) -> Run:
         state.mkdir(parents=True, exist_ok=True)
         before = delivery.read_journal(state)
         if before and _goes_on(before, start):
-            tracked._logged = {(r["step"], name) for r in before if r["kind"] == "metrics" for name in r["values"]}
+            tracked._goes_on_from(before, state)
             _drop_torn_line(state / delivery.JOURNAL)
             tracked._append("resume")
         else:
@@ -114,6 +133,24 @@ def _goes_on(before: list[dict[str, Any]], start: dict[str, Any]) -> bool:
     first, last = before[0], before[-1]
     finished = last["kind"] == "end" and last["status"] == "FINISHED"
     return not finished and all(first.get(key) == start[key] for key in ("stage", "params", "inputs"))
+
+
+def _saved_after(state: Path, moment: float) -> float:
+    """Seconds from a moment to the last checkpoint in the state folder: a stage records nothing while it samples, but saves its work."""
+    own = ("unsent", ".sender")  # the journal and its sender, who may outlive the stage
+    saved = [path.stat().st_mtime for path in state.rglob("*") if path.is_file() and not path.name.startswith(own)]
+    return max(max(saved, default=moment) - moment, 0.0)
+
+
+def _write_cost(stage: str, tracked: Run) -> None:
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    cost = {"stage": stage, "seconds": round(tracked.seconds(), 1), "resumed": tracked._resumed, "machine": machine}
+    path = COSTS / f"{stage}.json"
+    try:
+        with records.atomic(path) as temporary:
+            temporary.write_text(json.dumps(cost, indent=2) + "\n")
+    except OSError as error:
+        print(f"warning: {path} cannot be written ({error}); the report's cost ledger lacks this stage", file=sys.stderr)
 
 
 def _drop_torn_line(journal: Path) -> None:
@@ -179,18 +216,30 @@ def _digests(inputs: Mapping[str, Path | str]) -> dict[str, str]:
     return {name: content_hash(value) if isinstance(value, Path) else value for name, value in inputs.items()}
 
 
-def _commit() -> dict[str, str]:
+@dataclass(frozen=True)
+class Commit:
+    """The code's version: the commit, None outside git, and whether files that decide a result differ from it."""
+
+    name: str | None
+    dirty: bool
+
+
+def commit(root: Path = Path()) -> Commit:
+    """The version of the code in a folder."""
+    name = _git(root, "rev-parse", "HEAD")
+    return Commit(name, bool(name and _git(root, "status", "--porcelain", "--", *CODE)))
+
+
+def _tags(code: Commit) -> dict[str, str]:
     """Prefect and DVC hide the main file from MLflow, so it would not find the commit by itself."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
+    if code.name is None:
         return {"git.commit": "none", "git.dirty": "unknown"}
-    dirty = "true" if _git("status", "--porcelain", "--", *CODE) else "false"
-    return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit}
+    return {"git.commit": code.name, "git.dirty": str(code.dirty).lower(), "mlflow.source.git.commit": code.name}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -14,6 +14,7 @@ from tasks.monitoring.changepoint import takeoff
 from tasks.monitoring.reflection import CHINESE, WORDS
 
 MODELS = {"base": "Base", "zero_no_reflection": "Zero, reflection forbidden", "zero": "Zero"}
+COLOURS = {"base": "grey", "zero_no_reflection": "vermilion", "zero": "blue"}
 GROUPS = {"by_domain": "Domain", "by_family": "Family", "by_language": "Language of the question"}
 LEVELS = {"by_level": "Family and level"}
 
@@ -111,17 +112,8 @@ def _family_dots(rows: list[dict[str, Any]]) -> str | None:
     """The figure of pass@1 by family, for the rows of the families in the table of models."""
     families = [row for row in rows if row.get("kind") == "by_family"]
     told = {row["name"]: {m: g["interval"] for m, g in row["models"].items() if g["interval"]} for row in families}
-    return figures.dots(told, name="families", alt="Pass@1 of the models by family; the table has the numbers.") if told else None
-
-
-def _level_figures(inputs: Mapping[str, Any]) -> dict[str, str | None]:
-    zero = inputs["evaluate_zero"]
-    if not zero:
-        return {}
-    return {
-        "level_length": figures.by_level(zero["by_level"], "length", name="level-length", ylabel="response length (tokens)"),
-        "level_pass1": figures.by_level(zero["by_level"], "pass@1", name="level-pass1", ylabel="pass@1", percent=True),
-    }
+    alt = "Pass@1 of the models by family; the table has the numbers."
+    return figures.dots(told, COLOURS, name="families", alt=alt, xlabel="pass@1 with 95 % interval") if told else None
 
 
 def context(inputs: Mapping[str, Any], shown: int) -> dict[str, Any]:
@@ -134,7 +126,7 @@ def context(inputs: Mapping[str, Any], shown: int) -> dict[str, Any]:
         "takeoff_step": step,
         "last_step": None if steps is None else int(steps["step"].iloc[-1]),
         "limits": [] if steps is None else [e.step for e in figures.limit_raised(steps)],
-        "figure": curves | _level_figures(inputs) | {"families": _family_dots(rows)},
+        "figure": curves | {"families": _family_dots(rows)},
         "word_figure": {} if steps is None else {word: Markup(svg) for word, svg in figures.word_curves(steps).items()},
         "words": [] if steps is None else word_table(steps),
         "rows": total(inputs) + rows,

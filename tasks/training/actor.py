@@ -1,4 +1,4 @@
-"""What a worker holds: the policy, its reference, and a sampler of the policy. It samples and scores prompts, and gives gradients."""
+"""What a worker holds: the policy, the algorithm, and a sampler of the policy. It samples and scores prompts, and gives gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tasks.generation.transformer import fingerprint
 from tasks.rewards.total import Reward, Rewarder
 from tasks.template import render
 from tasks.training.batching import Sample, micro_batches, pad, token_logprobs
-from tasks.training.grpo import Objective, Totals, loss
+from tasks.training.grpo import GRPO, Totals
+from tasks.training.ppo import PPO
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Actor:
     """The state of a lane of work. Weights are shared between processes; the sampler's fused copy is refreshed on demand."""
 
     def __init__(
-        self, policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase,
+        self, policy: PreTrainedModel, algorithm: GRPO | PPO | None, tokenizer: PreTrainedTokenizerBase,
         records: Mapping[str, Mapping[str, Any]], gradients: Tensor, rewarder: Rewarder,
     ) -> None:  # fmt: skip
-        """`gradients`: [lanes, parameters] in shared memory; `reference` is None if beta is 0."""
-        self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
+        """`gradients`: [lanes, parameters] in shared memory; `algorithm` is None where nothing is trained."""
+        self.policy, self.algorithm, self.tokenizer = policy, algorithm, tokenizer
         self.records, self.gradients, self.rewarder = records, gradients, rewarder
         self.fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # Llama 3 has no pad token
         self.prompts = {key: tokenizer.encode(render(r["messages"][-1]["content"])) for key, r in records.items()}
@@ -79,38 +80,40 @@ class Actor:
             for (key, rollout), record, text, reward in zip(made, records, texts, rewards, strict=True)
         ]  # fmt: skip
 
+    def score(self, lane: int, samples: Sequence[Sample], batches: Sequence[Sequence[int]]) -> list[Any]:
+        """What the algorithm needs to know of each sample before it can credit it, in their order."""
+        assert self.algorithm is not None
+        found: dict[int, Any] = {}
+        for batch in batches:
+            found |= zip(batch, self.algorithm.score(pad([samples[i] for i in batch], self.fill)), strict=True)
+        return [found[i] for i in range(len(samples))]
+
     def gradient(
-        self,
-        lane: int,
-        samples: Sequence[Sample],
-        batches: Sequence[Sequence[int]],
-        objective: Objective,
-        totals: Totals,
-        temperature: float,
+        self, lane: int, samples: Sequence[Sample], batches: Sequence[Sequence[int]], totals: Totals, temperature: float
     ) -> dict[str, float]:
         """Adds up the gradient of this lane's micro-batches into `gradients[lane]`; returns sums over the lane's tokens."""
-        self.policy.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(("clipped", "kl", "entropy", "gap"), 0.0)
+        assert self.algorithm is not None
+        networks = (self.policy, *self.algorithm.critics.values())
+        for network in networks:
+            network.zero_grad(set_to_none=True)
+        sums = dict.fromkeys((*self.algorithm.sums, "entropy", "gap"), 0.0)
         for batch in batches:
-            self._accumulate([samples[i] for i in batch], objective, totals, temperature, sums)
-        flat = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in self.policy.parameters()]
-        self.gradients[lane] = torch.cat(flat)
+            self._accumulate(self.algorithm, [samples[i] for i in batch], totals, temperature, sums)
+        weights = [p for network in networks for p in network.parameters()]
+        self.gradients[lane] = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in weights])
         return sums
 
-    def _accumulate(self, rows: Sequence[Sample], objective: Objective, totals: Totals, temperature: float, sums: dict[str, float]) -> None:
-        ids, mask, old, attention = pad(rows, self.fill)
-        logprobs, entropy = token_logprobs(self.policy, ids, attention, temperature)
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference, _ = token_logprobs(self.reference, ids, attention, temperature)
-        advantage = torch.tensor([row.advantage for row in rows])
-        value, found = loss(logprobs, old, reference, advantage, mask, objective, totals)
+    def _accumulate(
+        self, algorithm: GRPO | PPO, rows: Sequence[Sample], totals: Totals, temperature: float, sums: dict[str, float]
+    ) -> None:
+        batch = pad(rows, self.fill)
+        logprobs, entropy = token_logprobs(self.policy, batch.ids, batch.attention, temperature)
+        value, found = algorithm.loss(rows, batch, logprobs, totals)
         value.backward()
-        sums["clipped"] += found["clipped"]
-        sums["kl"] += found["kl"]
-        sums["entropy"] += float((entropy * mask).sum())
-        gap = float(((logprobs.detach() - old).abs() * mask).max())
+        for name, counted in found.items():
+            sums[name] += counted
+        sums["entropy"] += float((entropy * batch.mask).sum())
+        gap = float(((logprobs.detach() - batch.old).abs() * batch.mask).max())
         sums["gap"] = gap if not gap <= sums["gap"] else sums["gap"]  # not max(): it would hide NaN
 
 

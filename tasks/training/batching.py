@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,16 @@ class Sample:
     prompt: list[int]
     completion: list[int]  # ends with EOS if the model finished
     logprobs: list[float]  # of the sampling policy, one a completion token
-    advantage: float
+    advantage: float | list[float]  # of the whole output (GRPO), or of each completion token (PPO)
+
+
+class Padded(NamedTuple):
+    """A micro-batch, right-padded."""
+
+    ids: Tensor  # [rows, width]
+    mask: Tensor  # [rows, width - 1], true where the next token was sampled
+    old: Tensor  # [rows, width - 1], log-probs of the sampling policy in the same places, 0 elsewhere
+    attention: Tensor  # [rows, width]
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -33,13 +43,8 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return made
 
 
-def pad(samples: Sequence[Sample], fill: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Right-padded tensors of a micro-batch.
-
-    Returns:
-        ids [rows, width]; target mask [rows, width - 1], true where the next token was sampled; old log-probs
-        [rows, width - 1] in the same places (0 elsewhere); attention mask [rows, width].
-    """
+def pad(samples: Sequence[Sample], fill: int) -> Padded:
+    """Right-padded tensors of a micro-batch."""
     width = max(len(s.prompt) + len(s.completion) for s in samples)
     ids = torch.full((len(samples), width), fill)
     mask = torch.zeros(len(samples), width - 1, dtype=torch.bool)
@@ -51,7 +56,7 @@ def pad(samples: Sequence[Sample], fill: int) -> tuple[Tensor, Tensor, Tensor, T
         mask[row, start - 1 : end - 1] = True
         old[row, start - 1 : end - 1] = torch.tensor(sample.logprobs)
         attention[row, :end] = 1
-    return ids, mask, old, attention
+    return Padded(ids, mask, old, attention)
 
 
 def token_logprobs(model: PreTrainedModel, ids: Tensor, attention: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

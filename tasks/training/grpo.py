@@ -1,15 +1,22 @@
-"""Group Relative Policy Optimization: advantages and objective, with every denominator named.
+"""Group Relative Policy Optimization: advantages and objective, with every denominator named; and the interface of an algorithm.
 
 Paper: DeepSeek-R1 (arXiv 2501.12948) eq. 1-3, and DeepSeekMath (arXiv 2402.03300) eq. 3-4 for the token-level form.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from tasks.config import RL
+from tasks.training.batching import Padded, Sample, token_logprobs
+
+Score = Callable[[Sequence[Sample]], list[Any]]  # what `score` of the algorithm says of each sample, worked out by all workers
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def loss(
     Args:
         logprobs: [rows, tokens] of the policy, with gradient; old: of the policy that sampled, frozen for the rollout.
         reference: [rows, tokens] of the reference model; None only if beta is 0.
-        advantage: [rows]; mask: [rows, tokens], true on sampled tokens including the end token.
+        advantage: [rows], or with token ratios [rows, tokens]; mask: [rows, tokens], true on sampled tokens including the end token.
         totals: sizes of the whole mini-batch.
 
     Returns:
@@ -93,16 +100,52 @@ def loss(
         gain, weight = surrogate - objective.beta * k3(drift.sum(1)), torch.full_like(advantage, 1 / totals.outputs)
         clipped_count = clipped.sum()
     else:
-        surrogate, clipped = clipped_surrogate(log_ratio, advantage[:, None], objective)
-        gain, weight = surrogate - objective.beta * k3(drift), keep * _token_weight(keep, objective, totals)
+        surrogate, clipped = clipped_surrogate(log_ratio, advantage if advantage.dim() == 2 else advantage[:, None], objective)
+        gain, weight = surrogate - objective.beta * k3(drift), keep * token_weight(keep, objective, totals)
         clipped_count = (clipped & mask).sum()
     sums = {"clipped": float(clipped_count), "kl": float((k3(drift.detach()) * keep).sum())}
     return -(gain * weight).sum(), sums
 
 
-def _token_weight(keep: Tensor, objective: Objective, totals: Totals) -> Tensor:
+def token_weight(keep: Tensor, objective: Objective, totals: Totals) -> Tensor:
     """[rows, 1] weight of each token of a row: one over the chosen denominator."""
     if objective.denominator == "own_length":
         return 1 / (keep.sum(1, keepdim=True).clamp_min(1) * totals.outputs)
     whole = totals.tokens if objective.denominator == "batch_tokens" else totals.outputs * totals.max_new_tokens
     return keep.new_full((keep.shape[0], 1), 1 / whole)
+
+
+class GRPO:
+    """R1's algorithm: advantages from the group, KL in the loss, no network beside the policy.
+
+    The trainer asks an algorithm for two things: `credit`, once a rollout, and `loss`, for each micro-batch.
+    """
+
+    sums = ("clipped", "kl")  # what `loss` counts
+
+    def __init__(self, params: RL, reference: PreTrainedModel | None) -> None:
+        """`reference` is None if beta is 0."""
+        self.params, self.reference = params, reference
+        self.objective = Objective(params.ratio, params.denominator, params.clip_low, params.clip_high, params.beta)
+        self.critics: dict[str, PreTrainedModel] = {}  # further networks that the loss trains, by name
+
+    def score(self, batch: Padded) -> list[Any]:
+        """Nothing: rewards alone decide."""
+        return [None] * len(batch.ids)
+
+    def credit(self, samples: Sequence[Sample], rewards: Sequence[float], score: Score) -> tuple[list[Sample], dict[str, float]]:
+        """The samples of whole groups with their advantages, and what the step table shall tell of the rollout."""
+        whole = advantages(torch.tensor(rewards).view(-1, self.params.group_size), self.params.normalize_std)
+        return [replace(sample, advantage=a) for sample, a in zip(samples, whole.flatten().tolist(), strict=True)], {}
+
+    def loss(self, rows: Sequence[Any], batch: Padded, logprobs: Tensor, totals: Totals) -> tuple[Tensor, dict[str, float]]:
+        """This micro-batch's share of the loss, and `sums` over its tokens. `logprobs`: [rows, tokens] of the policy, with gradient."""
+        advantage = torch.tensor([row.advantage for row in rows])
+        reference = reference_logprobs(self.reference, batch, self.params.temperature)
+        return loss(logprobs, batch.old, reference, advantage, batch.mask, self.objective, totals)
+
+
+@torch.no_grad()
+def reference_logprobs(reference: PreTrainedModel | None, batch: Padded, temperature: float) -> Tensor | None:
+    """The reference's log-probs of each next token, [rows, tokens]; None without a reference."""
+    return None if reference is None else token_logprobs(reference, batch.ids, batch.attention, temperature)[0]

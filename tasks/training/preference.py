@@ -6,7 +6,6 @@ token ids; what text they hold is decided in tasks/rewards/model.py.
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from tasks.config import RewardModels
 from tasks.errors import SecondThoughtError
 from tasks.rewards.model import TOKEN_BUDGET, raw_scores
 from tasks.training.batching import micro_batches
+from tasks.training.heads import with_scalar_head
 
 Row = list[int]
 GRADIENT_NORM = 1.0
@@ -38,13 +38,10 @@ def with_head(policy: Any, fill: int, seed: int) -> Any:
         fill: the padding token, which transformers must know to find a row's last token.
         seed: of the head, which starts as small as transformers starts any layer, hence with scores near 0.
     """
-    config = copy.deepcopy(policy.config)
-    config.num_labels, config.pad_token_id = 1, fill
-    model = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(policy.base_model.state_dict())
+    model = with_scalar_head(policy, AutoModelForSequenceClassification, pad_token_id=fill)
     with torch.no_grad():
-        model.score.weight.normal_(0, config.initializer_range, generator=torch.Generator().manual_seed(seed))
-    return model.eval()  # no dropout: what is trained is what scores
+        model.score.weight.normal_(0, model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    return model
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from tasks.config import RL
 from tasks.errors import SecondThoughtError
 from tasks.evaluation.metrics import mean_or_zero
 from tasks.generation.sampler import Sampling
-from tasks.monitoring.steps import describe
+from tasks.monitoring.steps import consensus, describe
 from tasks.rewards.total import Rewarder
-from tasks.training import checkpoint
+from tasks.training import checkpoint, flops
 from tasks.training.actor import Actor, Output, lanes, policy_fingerprint
 from tasks.training.batching import Sample
-from tasks.training.grpo import Objective, Totals, advantages
+from tasks.training.grpo import GRPO, Totals, advantages
+from tasks.training.ppo import PPO
 from tasks.training.workers import Workers
 
 LANES = 4  # gradients are summed in four lanes whatever the number of workers; up to four workers share the work
@@ -61,6 +62,7 @@ class State:
     reference_age: int = 0
     reference_updates: int = 0
     tokens_sampled: int = 0
+    flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("sampling", "training", "reference"), 0))
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -119,20 +121,27 @@ class Trainer:
 
     def __init__(
         self, name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: Draw, records: Sequence[Mapping[str, Any]],
-        validation: Sequence[Mapping[str, Any]], rewarder: Rewarder, params: RL, workers: int,
+        validation: Sequence[Mapping[str, Any]], rewarder: Rewarder, params: RL, workers: int, budget: int | None = None,
     ) -> None:  # fmt: skip
-        """`draw`: the ids of a rollout's prompts, all of them in `records`; `validation`: problems that rules can verify."""
+        """`draw`: the ids of a rollout's prompts, all of them in `records`; `validation`: problems that rules can verify.
+
+        `budget`: FLOPs after which the run ends, at the boundary of a rollout, though `params.steps` are not reached.
+        """
         self.name, self.params, self.seed, self.draw, self.validation = name, params, params.seed, draw, list(validation)
         self.policy = policy.share_memory()
         self.policy.train(False)  # no dropout: the trainer's log-probs are the sampler's
         self.reference = copy.deepcopy(policy).share_memory() if params.beta > 0 else None
-        self.weights = list(self.policy.parameters())
+        self.algorithm = PPO(params, self.reference, policy) if params.algorithm == "ppo" else GRPO(params, self.reference)
+        self.networks = {"policy": self.policy, **self.algorithm.critics}  # what is trained
+        self.weights = [p for network in self.networks.values() for p in network.parameters()]
         self.gradients = torch.zeros(LANES, sum(p.numel() for p in self.weights)).share_memory_()
         known = {r["id"]: r for r in [*records, *validation]}
-        self.actor = Actor(self.policy, self.reference, tokenizer, known, self.gradients, rewarder)
+        self.actor = Actor(self.policy, self.algorithm, tokenizer, known, self.gradients, rewarder)
         self.workers = Workers(self.actor, workers)
-        self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
-        self.objective = Objective(params.ratio, params.denominator, params.clip_low, params.clip_high, params.beta)
+        rates = {"policy": 1.0, "value": params.value_learning_rate / params.learning_rate}  # relative to the policy's
+        groups = [{"params": list(network.parameters()), "relative": rates[name]} for name, network in self.networks.items()]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
+        self.cost, self.budget = flops.cost(policy.config), budget
         self.state = State()
 
     # --- one rollout -------------------------------------------------------------------------------------------------------
@@ -160,6 +169,8 @@ class Trainer:
         sampling = Sampling(params.temperature, 1.0, params.max_new_tokens(self.state.step), params.group_size)
         outputs = self.sample(ids, "rollout", sampling)
         self.state.tokens_sampled += sum(len(o.completion) for o in outputs)
+        for group in (outputs[i : i + params.group_size] for i in range(0, len(outputs), params.group_size)):
+            self.state.flops["sampling"] += self.cost.sampling(len(group[0].prompt), [len(o.completion) for o in group])
         return outputs
 
     def split(self, outputs: Sequence[Output]) -> list[list[int]]:
@@ -174,41 +185,80 @@ class Trainer:
     def update(self, samples: Sequence[Sample], max_new_tokens: int) -> dict[str, float]:
         """One optimizer step on a mini-batch; returns the sums and rates that describe it."""
         totals = Totals(len(samples), sum(len(s.completion) for s in samples), max_new_tokens)
-        dealt = lanes(samples, self.params.token_budget, LANES)
-        jobs = []
-        for lane, batches in enumerate(dealt):
+        sums = [found for _, found in self._over_lanes("gradient", samples, totals, self.params.temperature)]
+        whole = {name: sum(s[name] for s in sums) for name in sums[0]}
+        units = totals.outputs if self.params.ratio == "sequence" else totals.tokens
+        rates = {name: value / totals.tokens for name, value in whole.items() if name not in ("clipped", "gap")}
+        return rates | {"clip_share": whole["clipped"] / units, "sampler_gap": max(s["gap"] for s in sums)} | self._step()
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """What the algorithm says of each sample before it credits them."""
+        found: dict[int, Any] = {}
+        for own, scores in self._over_lanes("score", samples):
+            found |= zip(own, scores, strict=True)
+        return [found[i] for i in range(len(samples))]
+
+    def _over_lanes(self, method: str, samples: Sequence[Sample], *arguments: Any) -> list[tuple[list[int], Any]]:
+        """Runs a method of the actor on samples dealt out in lanes; the indices of a lane's samples, and its result."""
+        jobs, owned = [], []
+        for lane, batches in enumerate(lanes(samples, self.params.token_budget, LANES)):
             own = [i for batch in batches for i in batch]
             places = {i: k for k, i in enumerate(own)}
             local = [[places[i] for i in batch] for batch in batches]
-            jobs.append((lane, [samples[i] for i in own], local, self.objective, totals, self.params.temperature))
-        sums = self.workers.map("gradient", jobs)
-        norm = self._step()
-        units = totals.outputs if self.objective.ratio == "sequence" else totals.tokens
-        return {
-            "kl": sum(s["kl"] for s in sums) / totals.tokens,
-            "clip_share": sum(s["clipped"] for s in sums) / units,
-            "entropy": sum(s["entropy"] for s in sums) / totals.tokens,
-            "sampler_gap": max(s["gap"] for s in sums),
-            "grad_norm": norm,
-        }
+            jobs.append((lane, [samples[i] for i in own], local, *arguments))
+            owned.append(own)
+        return list(zip(owned, self.workers.map(method, jobs), strict=True))
 
-    def _step(self) -> float:
+    def _step(self) -> dict[str, float]:
+        """Clips each network's gradient and updates all weights; returns the norms before clipping."""
         set_gradients(self.weights, self.gradients.sum(0))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.params.gradient_norm))
-        if not math.isfinite(norm):  # before the optimizer: the weights and every checkpoint stay good
-            raise DivergedError(
-                f"step {self.state.step}: the gradient's norm is {norm}; nothing was updated. Lower {self.name}.learning_rate "
-                f"(now {self.params.learning_rate:g}) or {self.name}.clip_high, and run again"
-            )
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        norms = {}
+        for name, network in self.networks.items():
+            norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), self.params.gradient_norm))
+            if not math.isfinite(norm):  # before the optimizer: the weights and every checkpoint stay good
+                setting = "learning_rate" if name == "policy" else f"{name}_learning_rate"
+                raise DivergedError(
+                    f"step {self.state.step}: the norm of the {name}'s gradient is {norm}; nothing was updated. "
+                    f"Lower {self.name}.{setting} (now {getattr(self.params, setting):g}) or {self.name}.clip_high, and run again"
+                )
+            norms["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate() * group["relative"]
         self.optimizer.step()
-        return norm
+        return norms
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then linear decay to `final_rate` of the peak at the last step (the paper discloses no schedule)."""
-        p, step = self.params, self.state.step
-        warm = min(1.0, (step + 1) / (p.warmup_steps + 1))
-        return p.learning_rate * warm * (1 - (1 - p.final_rate) * step / p.steps)
+        """Linear warm-up, then linear decay to `final_rate` of the peak at the end (the paper discloses no schedule)."""
+        p, (done, whole) = self.params, self.progress()
+        warm = min(1.0, (self.state.step + 1) / (p.warmup_steps + 1))
+        return p.learning_rate * warm * (1 - (1 - p.final_rate) * done / whole)
+
+    def progress(self) -> tuple[int, int]:
+        """How much is done of how much: policy updates, or FLOPs where a budget ends the run."""
+        if self.budget is None:
+            return self.state.step, self.params.steps
+        return min(sum(self.state.flops.values()), self.budget), self.budget
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done; with a budget `steps` are a bound."""
+        done, whole = self.progress()
+        return done >= whole or self.state.step >= self.params.steps
+
+    def count(self, samples: Sequence[Sample]) -> None:
+        """Adds what an update on these samples has cost; samples of groups without information pass through the model as well."""
+        forward = sum(self.cost.forward(len(s.prompt) + len(s.completion)) for s in samples)
+        self.state.flops["training"] += 3 * forward
+        for critic in self.algorithm.critics.values():  # a pass at the rollout, and forward and backward at the update
+            cost = replace(flops.cost(critic.config), logits=2 * critic.config.hidden_size)
+            self.state.flops["training"] += 4 * sum(cost.forward(len(s.prompt) + len(s.completion)) for s in samples)
+        self.state.flops["reference"] += forward if self.reference is not None else 0
+
+    def state_bytes(self) -> int:
+        """Bytes of all networks' weights, both moments of AdamW, and the gradients of every lane."""
+        networks = [*self.networks.values(), *([self.reference] if self.reference is not None else [])]
+        weights = sum(p.nbytes for network in networks for p in network.parameters())
+        return weights + 2 * sum(p.nbytes for p in self.weights) + self.gradients.nbytes
 
     def refresh_reference(self) -> None:
         """The reference becomes the policy every `reference_every` steps (paper: 400)."""
@@ -216,7 +266,7 @@ class Trainer:
         if self.reference is None or self.state.step % self.params.reference_every:
             return
         with torch.no_grad():
-            for old, new in zip(self.reference.parameters(), self.weights, strict=True):
+            for old, new in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
                 old.copy_(new)
         self.state.reference_age, self.state.reference_updates = 0, self.state.reference_updates + 1
 
@@ -233,24 +283,25 @@ class Trainer:
         params, limit = self.params, self.params.max_new_tokens(self.state.step)
         validation = self.validate() if self.state.step % params.validation_every < params.minibatches else None
         outputs = self.roll_out()
-        rewards = torch.tensor([o.reward.total for o in outputs]).view(-1, params.group_size)
-        whole = advantages(rewards, params.normalize_std)
-        advantage, informative = whole.flatten().tolist(), (whole != 0).any(dim=1).tolist()
-        rows = []
+        rewards = [o.reward.total for o in outputs]
+        uncredited = [Sample(o.prompt, o.completion, o.logprobs, 0.0) for o in outputs]
+        credited, told = self.algorithm.credit(uncredited, rewards, self.score)
+        informative = (advantages(torch.tensor(rewards).view(-1, params.group_size), params.normalize_std) != 0).any(dim=1).tolist()
+        rows, cons = [], consensus(outputs, params.group_size, self.actor.records)  # mini-batches tear groups apart
         for number, indices in enumerate(self.split(outputs)):
-            chosen = [outputs[i] for i in indices]
-            samples = [Sample(o.prompt, o.completion, o.logprobs, advantage[i]) for i, o in zip(indices, chosen, strict=True)]
+            chosen, samples = [outputs[i] for i in indices], [credited[i] for i in indices]
             row: dict[str, Any] = {"step": self.state.step, "learning_rate": self.learning_rate()}
-            row |= {"reference_age": self.state.reference_age} | self.update(samples, limit)
+            row |= {"reference_age": self.state.reference_age} | self.update(samples, limit) | told
             self._check_gap(row["sampler_gap"], number)
             row["sampler_gap"] = row["sampler_gap"] if number == 0 else None  # later mini-batches are off-policy: it says nothing
             teaching = mean_or_zero([informative[i // params.group_size] for i in indices])
             row |= describe(chosen) | {"informative_groups": teaching, "max_new_tokens": limit}
-            row["validation_pass1"] = validation if number == 0 else None
+            row["validation_pass1"], row["cons"] = (validation, cons) if number == 0 else (None, None)
             self.state.step += 1
+            self.count(samples)
             self.refresh_reference()
             rows.append(row)
-        if self.state.step == params.steps:
+        if self.finished:
             rows[-1]["validation_pass1"] = self.validate()  # of what is published
         self.state.rollout += 1
         self.state.rows += rows
@@ -271,23 +322,24 @@ class Trainer:
         """
         self.resume(folder)
         publish(self.state.rows)  # a kill may have come between checkpoint and publication; what is known already is dropped there
-        with tqdm(total=self.params.steps, initial=self.state.step, desc=self.name, unit="step", mininterval=1) as bar:
-            while self.state.step < self.params.steps:
+        (done, whole), unit = self.progress(), "step" if self.budget is None else "FLOP"
+        with tqdm(total=whole, initial=done, desc=self.name, unit=unit, unit_scale=self.budget is not None, mininterval=1) as bar:
+            while not self.finished:
                 rows = self.one_rollout()
-                if self.state.rollout % self.params.checkpoint_every == 0 or self.state.step == self.params.steps:
+                if self.state.rollout % self.params.checkpoint_every == 0 or self.finished:
                     self.save(folder)
                 publish(rows)
                 shown = {k: f"{rows[-1][k]:.2f}" for k in SHOWN if rows[-1][k] is not None}
                 bar.set_postfix(shown | {"kl": f"{rows[-1]['kl']:.4f}"}, refresh=False)
-                bar.update(len(rows))
+                bar.update(self.progress()[0] - bar.n)
         return self.state
 
     # --- checkpoints -------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Weights, reference, both moments of AdamW and the state, under a hash manifest."""
+        """Weights of all networks, both moments of AdamW and the state, under a hash manifest."""
         moments = {f"{name}.{i}": self.optimizer.state[p][name] for i, p in enumerate(self.weights) for name in ("exp_avg", "exp_avg_sq")}
-        groups = {"policy": _weights(self.policy), "moments": moments}
+        groups = {**{name: _weights(network) for name, network in self.networks.items()}, "moments": moments}
         if self.reference is not None:
             groups["reference"] = _weights(self.reference)
         checkpoint.save(folder, self.state.step, groups, vars(self.state))
@@ -299,7 +351,8 @@ class Trainer:
             return
         groups, state = found
         self.state = State(**state)
-        _load(self.policy, groups["policy"])
+        for name, network in self.networks.items():
+            _load(network, groups[name])
         if self.reference is not None:
             _load(self.reference, groups["reference"])
         for i, weight in enumerate(self.weights):

@@ -1,4 +1,4 @@
-"""An RL stage (zero, dev2, r1) from files to files: what the three share around `rl.Trainer`.
+"""An RL stage (zero, dev2, r1, distill_rl) from files to files: what they share around `rl.Trainer`.
 
 A stage reads data/curated and an initial model, writes models/<name>, reports/metrics/<name>_steps.csv and reports/metrics/<name>.json.
 Killed at any moment, the same command continues from .runs/<name> and ends with the same bytes.
@@ -23,6 +23,7 @@ from tasks.config import RL, fingerprint
 from tasks.errors import DataError
 from tasks.generation import model_folder
 from tasks.monitoring import changepoint, tracking
+from tasks.monitoring.meter import Meter
 from tasks.monitoring.steps import COLUMNS
 from tasks.records import Record
 from tasks.rewards.total import Rewarder
@@ -41,7 +42,9 @@ class Stage:
     """One RL stage.
 
     initial: the model that it starts from. draw: the prompts of a rollout, from `prompts`. inputs: further files or folders that it
-    reads. findings: what the stage adds to its metrics, from its rows.
+    reads. findings: what the stage adds to its metrics, from its rows. budget: FLOPs after which it ends. module: the file under tasks/,
+    where it is not the stage's name. reports: folder of its metrics. measured: what it adds to them from the trained model in its folder
+    and from what training took.
     """
 
     name: str
@@ -52,6 +55,10 @@ class Stage:
     rewarder: Rewarder
     inputs: tuple[Path, ...] = ()
     findings: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = field(default=lambda rows: {})
+    budget: int | None = None
+    module: str = ""
+    reports: Path = Path("reports/metrics")
+    measured: Callable[[Trainer, Meter], dict[str, Any]] = field(default=lambda trainer, meter: {})
 
     @property
     def model(self) -> Path:
@@ -59,11 +66,11 @@ class Stage:
 
     @property
     def steps(self) -> Path:
-        return Path("reports/metrics") / f"{self.name}_steps.csv"
+        return self.reports / f"{self.name}_steps.csv"
 
     @property
     def summary(self) -> Path:
-        return Path("reports/metrics") / f"{self.name}.json"
+        return self.reports / f"{self.name}.json"
 
 
 def load_prompts(split: str, domains: Iterable[str]) -> list[Record]:
@@ -112,19 +119,20 @@ def code(name: str) -> list[Path]:
 
 def state_folder(stage: Stage) -> Path:
     """Where this very run keeps its checkpoints: other parameters, data, initial model or code get another folder."""
-    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.name)]
+    inputs = [CURATED / "train.parquet", CURATED / "validation.parquet", *code(stage.module or stage.name)]
     inputs += [file for path in (stage.initial, *stage.inputs) for file in files_of(path)]
-    settings = stage.params.model_dump(mode="json", exclude={"workers", "checkpoint_every"})
+    settings = stage.params.model_dump(mode="json", exclude={"workers", "checkpoint_every"}) | {"budget": stage.budget}
     return Path(".runs") / stage.name / fingerprint(settings, [file_hash(path) for path in inputs])
 
 
 def write_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a policy update, columns as in docs/data.md; figures to 6 significant digits, so that the file reads well."""
+    columns = [*COLUMNS, *(name for name in rows[0] if name not in COLUMNS)]  # PPO tells of its value model as well
     with records.atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            writer.writerow([_cell(row[column]) for column in COLUMNS])
+            writer.writerow([_cell(row[column]) for column in columns])
 
 
 def _cell(value: Any) -> Any:
@@ -144,6 +152,7 @@ def summarize(state: State, seed: int, policy: str) -> dict[str, Any]:
         "first_reward": ends("reward")["first"], "last_reward": ends("reward")["last"],
         **{column: ends(column) for column in ("accuracy", "length", "wait_share", "language_consistency", "entropy")},
         "wait_takeoff_step": takeoff, "reference_updates": state.reference_updates, "policy_fingerprint": policy,
+        "flops": state.flops | {"total": sum(state.flops.values())},
     }  # fmt: skip
 
 
@@ -154,9 +163,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def describe_sizes(stage: Stage, count: int) -> str:
     """The derived sizes, printed before the first step."""
-    p, train = stage.params, len(stage.prompts)
+    p, train, bound = stage.params, len(stage.prompts), "" if stage.budget is None else "at most "
     return (
-        f"{stage.name}: {p.rollouts} rollouts x {p.prompts_per_rollout} prompts x {p.group_size} samples = "
+        f"{stage.name}: {bound}{p.rollouts} rollouts x {p.prompts_per_rollout} prompts x {p.group_size} samples = "
         f"{p.rollouts * p.outputs_per_rollout:,} outputs; "
         f"{p.minibatches} updates of {p.outputs_per_step} outputs a rollout = {p.steps} steps; "
         f"{train:,} prompts = {p.rollouts * p.prompts_per_rollout / train:.2f} epochs; {count} worker processes"
@@ -179,12 +188,13 @@ def train(stage: Stage) -> None:
     longest = max(limit.tokens for limit in params.limits)
     check_lengths([*stage.prompts, *validation], tokenizer, policy.config.max_position_embeddings, longest)
     print(describe_sizes(stage, count))
-    trainer = Trainer(stage.name, policy, tokenizer, stage.draw, stage.prompts, validation, stage.rewarder, params, count)
+    trainer = Trainer(stage.name, policy, tokenizer, stage.draw, stage.prompts, validation, stage.rewarder, params, count, stage.budget)
     inputs = {str(path): path for path in (CURATED, stage.initial, *stage.inputs)}
     try:
         with tracking.run(stage=stage.name, params=params.model_dump(mode="json"), inputs=inputs, state=folder) as run:
-            state = trainer.run(folder / CHECKPOINTS, lambda rows: _track(run, rows))
-            publish(stage, trainer, tokenizer, state)
+            meter = Meter(folder / CHECKPOINTS / "meter.json")
+            state = trainer.run(folder / CHECKPOINTS, lambda rows: _track(run, rows, meter))
+            publish(stage, trainer, tokenizer, state, meter)
             run.artifact(stage.steps)
             run.artifact(stage.summary)
             run.checkpoint(stage.model)
@@ -193,15 +203,20 @@ def train(stage: Stage) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what tracking could not deliver yet stays
 
 
-def _track(run: tracking.Run, rows: Sequence[dict[str, Any]]) -> None:
+def _track(run: tracking.Run, rows: Sequence[dict[str, Any]], meter: Meter) -> None:
+    meter.lap()
     for row in rows:
         run.metrics(row["step"], {key: value for key, value in row.items() if key != "step"})
 
 
-def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State) -> None:
+def publish(stage: Stage, trainer: Trainer, tokenizer: Any, state: State, meter: Meter) -> None:
     """Writes the stage's outputs, the summary last: where it is, all of them are."""
     model_folder.save(trainer.policy, tokenizer, stage.model)
     write_steps(stage.steps, state.rows)
     summary = summarize(state, stage.params.seed, policy_fingerprint(trainer.policy)) | stage.findings(state.rows)
+    summary["parameters"] = sum(weight.numel() for weight in trainer.policy.parameters())
+    if stage.budget is not None:
+        summary["flops"] |= {"budget": stage.budget}
+    summary |= stage.measured(trainer, meter)
     with records.atomic(stage.summary) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.config import SFT
 from tasks.errors import DataError, SecondThoughtError
 from tasks.template import render
-from tasks.training import checkpoint
+from tasks.training import checkpoint, flops
 from tasks.training.batching import micro_batches
 from tasks.training.packing import IGNORED, Rows, Tokens, best_fit, collate, deal, padded
 from tasks.training.rl import LANES, DivergedError, set_gradients
@@ -219,6 +219,7 @@ class State:
     """Where the run stands; order and schedule follow from parameters and step."""
 
     step: int = 0
+    flops: int = 0  # of all forward and backward passes so far
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -234,7 +235,7 @@ class Trainer:
         self.gradients = torch.zeros(LANES, sum(p.numel() for p in self.weights)).share_memory_()
         self.workers = Workers(Learner(self.policy, samples, self.gradients), workers)
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True)
-        self.updates = updates_of(len(samples), params)
+        self.updates, self.cost = updates_of(len(samples), params), flops.cost(policy.config)
         self.state = State()
 
     def update(self) -> dict[str, Any]:
@@ -250,6 +251,7 @@ class Trainer:
             "grad_norm": norm, "response_tokens": targets, "padding": 1 - sum(len(self.samples[i].ids) for i in chosen) / computed,
         }  # fmt: skip
         self.state.step += 1
+        self.state.flops += sum(self.cost.training(len(self.samples[i].ids)) for i in chosen)
         self.state.rows.append(row)
         return row
 

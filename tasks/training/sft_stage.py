@@ -1,4 +1,4 @@
-"""A stage of supervised fine-tuning: one dataset, one base, one model folder. dev1 and dev3 are two of them.
+"""A stage of supervised fine-tuning: one dataset, one base, one model folder (dev1, dev3 and the students).
 
 Writes models/<name>, reports/metrics/<name>_steps.csv and reports/metrics/<name>.json. Killed at any moment, the same command
 continues from .runs/<name> and ends with the same bytes.
@@ -10,12 +10,13 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from tasks import records, template
 from tasks.config import SFT, fingerprint
@@ -54,11 +55,14 @@ def describe(name: str, sizes: sft.Sizes, params: SFT, count: int) -> str:
     )
 
 
-def summarize(sizes: sft.Sizes, state: sft.State, seed: int, policy: str) -> dict[str, Any]:
+def summarize(sizes: sft.Sizes, state: sft.State, seed: int, policy: PreTrainedModel) -> dict[str, Any]:
     """The stage's headline figures; losses (nats a response token) are means of the first and last tenth of the run."""
     found, tenth = [row["loss"] for row in state.rows], max(1, len(state.rows) // 10)
     ends = {"first_loss": mean_or_zero(found[:tenth]), "last_loss": mean_or_zero(found[-tenth:])}
-    return {**asdict(sizes), "seed": seed, **ends, "policy_fingerprint": policy}
+    return {
+        **asdict(sizes), "seed": seed, **ends, "policy_fingerprint": policy_fingerprint(policy),
+        "parameters": sum(weight.numel() for weight in policy.parameters()), "flops": {"training": state.flops, "total": state.flops},
+    }  # fmt: skip
 
 
 def write_steps(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -69,8 +73,10 @@ def write_steps(rows: Sequence[dict[str, Any]], path: Path) -> None:
         writer.writerows([f"{v:.6g}" if isinstance(v := row[column], float) else v for column in COLUMNS] for row in rows)
 
 
-def train(name: str, data: Path, params: SFT) -> None:
+def train(name: str, data: Path, params: SFT, findings: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {}) -> None:
     """Tunes `params.base` on `data` (SFT_SCHEMA) and publishes the stage's outputs; the resumable state is removed at the end.
+
+    `findings`: what the stage adds to its summary, or puts in place of a part of it.
 
     Raises:
         DataError: the dataset is missing, empty, malformed, or holds samples that do not fit.
@@ -78,8 +84,10 @@ def train(name: str, data: Path, params: SFT) -> None:
         LeakError, DivergedError, CheckpointError, WorkerError: see tasks.training.
     """
     torch.set_num_threads(1)  # before anything is forked; work is shared by processes, not threads
-    base = Path(params.base)
+    base = model_folder.find(params.base)
     policy, tokenizer = model_folder.load(base)
+    if params.positions:
+        policy.config.max_position_embeddings = params.positions
     batches = records.iter_batches(data, records.SFT_SCHEMA)
     samples = sft.load(batches, tokenizer, params.context, policy.config.max_position_embeddings, str(data))
     inputs = {str(path): tracking.content_hash(path) for path in (data, base)}
@@ -91,7 +99,8 @@ def train(name: str, data: Path, params: SFT) -> None:
     try:
         with tracking.run(stage=name, params=params.model_dump(mode="json"), inputs=inputs, state=folder) as run:
             state = trainer.run(folder / CHECKPOINTS, lambda rows: _track(run, rows))
-            summary = summarize(sizes, state, params.seed, policy_fingerprint(policy))
+            summary = summarize(sizes, state, params.seed, policy)
+            summary |= findings(summary)
             publish(name, trainer, tokenizer, summary, run)
     finally:
         trainer.workers.close()

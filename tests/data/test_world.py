@@ -8,11 +8,13 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from tasks.pretrain import RECIPES
 from tasks.rewards.verify import VERIFIERS, Outcome, verify
 from tasks.template import render
 from tasks.world import corpus, general, problems, thoughts
@@ -157,8 +159,11 @@ def test_the_shipped_base_has_its_provenance_and_passes_the_decisive_probes():
         assert not below, f"{probe}: {below}"
 
 
-def test_the_shipped_bases_are_small():
-    size = sum(
-        p.stat().st_size for p in (ROOT / "models").glob("*/model.safetensors") if p.parent.name in ("base", "student", "student_small")
-    )
-    assert size < 8e6
+def test_the_shipped_bases_are_small_and_as_their_recipes_say():
+    parameters = []
+    for name, recipe in RECIPES.items():  # the teacher's first, the students' by size
+        told = json.loads((ROOT / "models" / name / "provenance.json").read_text())
+        assert told["recipe"] == asdict(recipe) and told["documents"] == recipe.documents and told["command"].endswith(f" {name}")
+        parameters.append(told["parameters"])
+        assert (ROOT / "models" / name / "model.safetensors").stat().st_size < 5 * told["parameters"] < 4e6
+    assert parameters == sorted(parameters, reverse=True) and parameters[0] > 2 * parameters[1]

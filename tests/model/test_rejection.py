@@ -87,6 +87,7 @@ def test_the_set_holds_right_answers_and_general_ones_and_the_figures_are_its_ow
     assert told["table"]["total"]["samples"] == len(made)
     assert told["table"]["total"]["tokens"] == pytest.approx(sum(r["tokens"] for r in made) / len(made), abs=1e-4)
     assert told["filters"]["candidates"]["total"] == 300 and told["filters"]["kept"]["total"] == len(made) - len(by_source["annotators"])
+    assert 300 <= told["sampling"]["tokens"] <= 300 * SMALL["max_new_tokens"] and told["sampling"]["flops"] > 0
     assert told["judge"]["asked"] == told["judge"]["correct"] + told["judge"]["incorrect"] > 0
     assert leftovers(undisturbed) == []
 

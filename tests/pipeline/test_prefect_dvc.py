@@ -22,9 +22,12 @@ from flows import pipeline as flow
 from flows.stage import StageError, _explain, repro_stage
 
 ROOT = Path(__file__).resolve().parents[2]
+STUDENTS = ("small", "tiny")
 MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
+MODELS += tuple(f"{arm}_{student}" for arm in ("student", "distill", "rl") for student in STUDENTS)
 RECIPE = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1"]
 STAGES = {*RECIPE, *(f"evaluate@{model}" for model in MODELS), "compare", "report"}
+STAGES |= {f"{stage}@{student}" for stage in ("distill", "distill_rl") for student in STUDENTS}
 PART = ["evaluate@base", "evaluate@zero"]  # four stages, where the whole graph would show no more
 
 STUB = '''
@@ -77,7 +80,7 @@ def _ran() -> list[str]:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "ablations/dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
@@ -91,7 +94,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 if dep.protocol == "local" and dep.def_path not in made and dep.def_path != "params.yaml":
                     _touch(Path(dep.def_path))
     Path("outs.json").write_text(json.dumps(outs))
-    for name in {stage.split("@")[0] for stage in outs}:
+    for name in {stage.split(":")[-1].split("@")[0] for stage in outs}:
         Path("tasks", f"{name}.py").write_text(STUB)
     return tmp_path
 
@@ -146,6 +149,15 @@ def test_the_base_is_evaluated_without_zero(repository: Path) -> None:
     assert needs["evaluate@zero_no_reflection"] == {"curate", "zero"}
     assert needs["dev3"] == {"rejection"} and needs["r1"] == {"curate", "dev3", "reward_models"}
     assert needs["report"] == STAGES - {"report"}
+
+
+def test_the_ablations_are_left_out_unless_they_are_named(repository: Path) -> None:
+    assert not [name for name in flow.dependencies() if "ablations" in name]
+    needs = flow.dependencies(["ablations/dvc.yaml"])
+    named = {name.split(":")[1]: need for name, need in needs.items() if ":" in name}
+    assert named["ablate@ppo_lambda_1"] == {"curate"} and named["ablate@clip_02"] == {"curate", "dev1"}
+    assert named["repeat@language_on"] == {"ablations/dvc.yaml:ablate@clip_10"}
+    assert set(needs) - {name for name in needs if ":" in name} == {"curate", "zero", "cold_start", "dev1"}
 
 
 def test_an_unknown_target_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks import report
+from tasks.config import Report
 from tests.fake_run import write_run
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH (De
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the report of a made-up run."""
     root = write_run(tmp_path_factory.mktemp("browser"))
-    return report.write(root, 8)[0].parent
+    return report.write(root, Report(examples=8))[0].parent
 
 
 def browse(page: Path, profile: Path, *flags: str) -> str:
@@ -89,7 +90,7 @@ def test_fits_the_window_and_is_legible(reports: Path, tmp_path: Path, width: in
     assert (luminance(seen["background"]) > 0.5) is (scheme == LIGHT)
     assert contrast(seen["ink"], seen["background"]) > 7
     assert contrast(seen["curve"], seen["background"]) > 4.5
-    assert seen["figures"] == 34 and seen["invisible"] == 0
+    assert seen["figures"] == 53 and seen["invisible"] == 0
     assert seen["small"] >= 9  # height in pixels of the smallest label in a figure
     assert seen["requests"] == []
 

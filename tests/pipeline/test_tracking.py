@@ -128,6 +128,7 @@ def test_a_killed_stage_goes_on_in_the_same_run_and_nothing_is_double(database: 
     _stage(range(1, 5))  # continues from a checkpoint before the kill
     assert _rows(database, "select step, value from metrics where key = 'reward' order by step") == [(s, s / 10) for s in range(5)]
     assert _rows(database, "select status from runs") == [("FINISHED",)]
+    assert json.loads(Path("reports/costs/zero.json").read_text())["resumed"] == 1
 
 
 def test_a_finished_run_is_not_continued_nor_one_with_other_parameters(inline: Path) -> None:

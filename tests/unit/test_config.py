@@ -45,7 +45,16 @@ def test_the_shipped_file_is_valid_and_its_sizes_follow():
         ("dev2", {"base": "models/base"}, "dev2.base: unknown parameter"),
         ("r1", {"preference_steps": 400}, "preference_steps 400 must be at most steps"),
         ("r1", {"preference_steps": 6}, "multiple of minibatches 4"),
-        ("sft", {"epochs": 0}, "dev1.epochs: .*; dev3.epochs"),
+        ("sft", {"epochs": 0}, "dev1.epochs: .*; dev3.epochs: .*; distill.students.small.epochs"),
+        (
+            "distill",
+            {"students": {"a": {"preset": "gpt-2"}}},
+            "distill.students.a.preset: students.yaml has no student 'gpt-2'; it has qwen",
+        ),
+        ("distill", {"epoch": 3}, "distill.students.small.epoch: unknown parameter"),
+        ("distill", {"students": {"a": {"bass": "x"}}}, "distill.students.a.bass: unknown parameter"),
+        ("distill", {"students": 3}, "distill.students"),
+        ("distill_rl", {"base": "models/base"}, "distill_rl.base: unknown parameter"),
         ("rejection", {"judge": {"url": "ftp://x", "model": "m"}}, "rejection.judge.url"),
         ("compare", {"judge": {"url": "http://me:hunter2@x/v1", "model": "m"}}, "compare.judge.url: .*password.*key_variable"),
         ("compare", {"judge": {"url": "http://x/v1?api_key=hunter2", "model": "m"}}, "compare.judge.url: .*query.*key_variable"),
@@ -78,3 +87,19 @@ def test_a_stage_overrides_what_its_kind_shares(tmp_path):
     )
     assert (params.zero.beta, params.zero.clip_high, params.dev2.beta, params.dev2.clip_high) == (0.5, 0.3, 0.5, 10)
     assert (params.dev1.epochs, params.dev3.epochs) == (7, 1)
+
+
+def test_a_student_takes_sft_then_distill_then_its_preset_then_its_own(tmp_path):
+    students = {"plain": {"base": "models/a"}, "known": {"preset": "llama-3.1-8b", "epochs": 3, "base": "models/b"}}
+    params = load_params(changed(tmp_path, sft={"epochs": 7, "rows": 5}, distill={"batch": 9, "learning_rate": 0.5, "students": students}))
+    plain, known = params.distill.find("plain"), params.distill.find("known")
+    assert (plain.base, plain.epochs, plain.rows, plain.batch, plain.learning_rate) == ("models/a", 7, 5, 9, 0.5)
+    assert (known.base, known.epochs, known.batch, known.learning_rate, known.context) == ("models/b", 3, 64, 5e-5, 32768)
+    assert known.seed == plain.seed == params.dev3.seed
+
+
+def test_distill_rl_is_zero_on_another_base(tmp_path):
+    params = load_params(changed(tmp_path, rl={"beta": 0.5}, zero={"group_size": 8}, distill_rl={"clip_high": 0.3}))
+    same = params.zero.model_dump(exclude={"base", "steps", "clip_high"})
+    assert params.distill_rl.model_dump(exclude={"steps", "clip_high"}) == same
+    assert (params.distill_rl.beta, params.distill_rl.group_size, params.distill_rl.clip_high, params.zero.clip_high) == (0.5, 8, 0.3, 0.2)

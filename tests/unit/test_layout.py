@@ -16,12 +16,20 @@ import yaml
 from dvc.repo import Repo
 
 import tasks
+from tasks import dev2
+from tasks.config import load_params
 from tasks.environment import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"benchmarks", "data", "flows", "infra", "tasks"}
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
-STAGES = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1", "evaluate", "compare", "report"]
+STUDENTS = ("student_small", "student_tiny", "distill_small", "distill_tiny", "rl_small", "rl_tiny")
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *STUDENTS)
+STAGES = [
+    "curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "distill", "distill_rl", "reward_models", "r1", "evaluate",
+    "compare", "report",
+]  # fmt: skip
+ABLATIONS = "ablations/dvc.yaml"
+TRAINED = ("grpo", "ppo_lambda_1", "ppo_lambda_095", "sequence_level", "clip_10", "clip_02", "language_off")
 PINS = {
     "torch": "2.13.0",
     "transformers": "5.19.0",
@@ -84,29 +92,34 @@ def _deps() -> dict[str, set[Path]]:
         return {stage.addressing: {Path(dep.fs_path) for dep in stage.deps} for stage in repo.index.stages}
 
 
+def _module(stage: str) -> str:
+    """The file under tasks/ that a stage runs; all ablations run the same one."""
+    return "ablate" if stage.startswith(ABLATIONS) else stage.split("@")[0]
+
+
 def _covered(file: Path, deps: set[Path]) -> bool:
     return any(parent in deps for parent in (file, *file.parents))
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, "ablate"])
 def test_the_deps_of_a_stage_hold_all_that_it_imports(name: str) -> None:
     needed = _needed(ROOT / "tasks" / f"{name}.py")
     assert ROOT / "tasks" / "config.py" in needed  # the walk sees something
     for stage, deps in _deps().items():
-        if stage.split("@")[0] == name:
+        if _module(stage) == name:
             missing = sorted(str(file.relative_to(ROOT)) for file in needed if not _covered(file, deps))
-            assert not missing, f"dvc.yaml, stage {stage}: add to deps {missing}"
+            assert not missing, f"stage {stage}: add to deps {missing}"
 
 
 def test_the_deps_of_a_stage_hold_no_code_that_it_does_not_import() -> None:
     for stage, deps in _deps().items():
-        needed = _needed(ROOT / "tasks" / f"{stage.split('@')[0]}.py")
+        needed = _needed(ROOT / "tasks" / f"{_module(stage)}.py")
         idle = [
             dep
             for dep in deps
             if (dep.suffix == ".py" or (dep / "__init__.py").exists()) and not any(_covered(file, {dep}) for file in needed)
         ]
-        assert not idle, f"dvc.yaml, stage {stage}: {idle} would rerun it for nothing"
+        assert not idle, f"stage {stage}: {idle} would rerun it for nothing"
 
 
 def test_the_models_of_dvc_yaml_are_those_of_the_parameters() -> None:
@@ -114,6 +127,23 @@ def test_the_models_of_dvc_yaml_are_those_of_the_parameters() -> None:
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     named = {model["name"]: model["folder"] for model in params["evaluate"]["models"]}
     assert {name: item["folder"] for name, item in graph["stages"]["evaluate"]["foreach"].items()} == named
+
+
+def test_the_ablations_of_their_pipeline_file_are_those_of_the_parameters() -> None:
+    runs = yaml.safe_load((ROOT / "params.yaml").read_text())["ablations"]["runs"]
+    stages = yaml.safe_load((ROOT / ABLATIONS).read_text())["stages"]
+    trained, repeated = stages["ablate"]["foreach"], stages["repeat"]["foreach"]
+    assert {name: next(key for key in ("zero", "dev2") if key in run) for name, run in runs.items()} == {
+        name: item["like"] for name, item in (trained | repeated).items()
+    }
+    assert {name: run["same_as"] for name, run in runs.items() if "same_as" in run} == {name: r["twin"] for name, r in repeated.items()}
+    assert {item["initial"] for item in trained.values() if item["like"] == "dev2"} == {str(dev2.INITIAL)}
+
+
+def test_the_students_of_dvc_yaml_are_those_of_the_parameters() -> None:
+    students = {name: {"base": student.base} for name, student in load_params(ROOT / "params.yaml").distill.students.items()}
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert graph["distill"]["foreach"] == graph["distill_rl"]["foreach"] == students
 
 
 def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
@@ -124,8 +154,10 @@ def test_dvc_sends_nothing_and_keeps_nothing_but_outputs() -> None:
     assert cached == {
         *(f"data/{name}" for name in ("curated", "cold_start", "rejection", "preferences")),
         *(f"models/{name}" for name in ("zero", "dev1", "dev2", "dev3", "r1", "reward_helpful", "reward_safety")),
+        *(f"models/{student}" for student in STUDENTS[2:]),  # the bases are in git
         "reports/report.html",
         *(f"data/samples/{m}{kind}.parquet" for m in MODELS for kind in ("", "_open")),
+        *(out for name in TRAINED for out in (f"models/ablations/{name}", f"data/samples/ablations/{name}.parquet")),
     }
 
 

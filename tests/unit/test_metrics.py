@@ -89,12 +89,13 @@ def test_summary_by_hand():
     assert found["mixed_share"] == pytest.approx(4 / 7)
     assert found["length"]["mean"] == 4.5
     assert found["by_level"]["calc-3"]["pass@1"] == 0.25
-    assert found["by_level"]["calc-3"]["intervals"] == {"pass@1": None, "cons@4": None}  # one problem has no spread
-    assert found["by_domain"]["math"]["intervals"] == {"pass@1": found["pass@1"], "cons@4": found["cons@4"]}
+    assert found["by_level"]["calc-3"]["intervals"] == {"pass@1": None, "cons@4": None, "length": None}  # one problem has no spread
+    lengths = {"mean": 4.5, "low": 2.5, "high": 6.5}  # problem a has 2.5 tokens a sample, b 6.5
+    assert found["by_domain"]["math"]["intervals"] == {"pass@1": found["pass@1"], "cons@4": found["cons@4"], "length": lengths}
     assert {name: found["intervals"][name]["mean"] for name in ("format", "wait_share", "language_consistency", "mixed_share")} == {
         name: pytest.approx(found[name]) for name in ("format", "wait_share", "language_consistency", "mixed_share")
     }
-    assert found["intervals"]["length"] == {"mean": 4.5, "low": 2.5, "high": 6.5}  # problem a has 2.5 tokens a sample, b 6.5
+    assert found["intervals"]["length"] == lengths
 
 
 @given(st.permutations(range(8)))

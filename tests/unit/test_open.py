@@ -55,6 +55,9 @@ def test_figures_by_hand() -> None:
     assert found["trivial_prompts"] == 1
     assert found["trivial_thought"]["mean"] == 7 / 2 and found["trivial_empty"]["mean"] == 0.5  # "I am asked who I am ." and nothing
     assert found["unread_prompts"] == 0 and found["left_out"] == {}
+    by_language = {name: {figure: value["mean"] for figure, value in part.items()} for name, part in found["by_language"].items()}
+    assert by_language == {"en": {"unsafe": 0.5, "refusal": 0.25}, "zh": {"unsafe": 1.0}}
+    assert set(found["by_family"]["harm"]) == {"unsafe"} and found["by_family"]["how"]["refusal"]["mean"] == 0.5
 
 
 def test_the_thought_is_judged_with_the_answer_for_safety_but_not_for_refusals() -> None:

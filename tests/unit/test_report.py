@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
+import random
 import re
+import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+import yaml
 
 from benchmarks import seeds
 from tasks import report
+from tasks.config import Price, Report
 from tasks.errors import DataError
-from tasks.monitoring import examples, figures, plots, stage_table, zero_page
-from tests.fake_run import RAISED, TAKEOFF, r1_table, steps_table, write_run
+from tasks.monitoring import claims, figures, plots, sources, stage_table, tracking, zero_page
+from tests.fake_run import TAKEOFF, r1_table, write_run
 
-SHOWN = 8
-FROM_DEV1_ON = 2 + 4 + 4 + 1  # losses, curves of Dev2 and of R1, the monitor
+SHOWN = Report(examples=8)
+ZERO = 10 + 10 + 1  # curves, words, families
+FROM_DEV1_ON = 2 + 6 + 6 + 1  # losses, curves of Dev2 and of R1, the monitor
+NEW = 1 + 3 + 5 + 5 + 3  # graph, students, ablations, lengths by level, trivial and safety
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +35,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(root: Path) -> str:
-    return report.render(report.load(root), SHOWN)
+def inputs(root: Path) -> dict:
+    return sources.load(root)
+
+
+@pytest.fixture(scope="module")
+def built(root: Path) -> list[Path]:
+    return report.write(root, SHOWN)
+
+
+@pytest.fixture(scope="module")
+def page(built: list[Path]) -> str:
+    return built[0].read_text(encoding="utf-8")
 
 
 class Outline(html.parser.HTMLParser):
@@ -94,8 +111,7 @@ def test_the_headline_figures_are_those_of_the_metrics(root: Path, page: str) ->
     assert "a tie is no win; the base: 20.0 %" in text
 
 
-def test_without_the_bases_share_of_preferences_nothing_is_said_of_it(root: Path, undrawn: None) -> None:
-    inputs = report.load(root)
+def test_without_the_bases_share_of_preferences_nothing_is_said_of_it(inputs: dict, undrawn: None) -> None:
     compared = inputs["compare"]
     without = compared | {"models": {stage: found for stage, found in compared["models"].items() if stage != "base"}}
     unjudged = compared | {"models": compared["models"] | {"base": {"preferred": {"strict": None, "half": None}}}}
@@ -104,8 +120,7 @@ def test_without_the_bases_share_of_preferences_nothing_is_said_of_it(root: Path
         assert "prefers R1's answer to Dev3's on 76.5 %" in text and "and the base's on" not in text and "; the base:" not in text
 
 
-def test_the_cost_of_forbidding_is_paired_by_problem(root: Path) -> None:
-    inputs = report.load(root)
+def test_the_cost_of_forbidding_is_paired_by_problem(inputs: dict) -> None:
     cost = zero_page.cost_of_forbidding(inputs)
     free, forbidden = (inputs[f"samples_{m}"]["correct"].mean() for m in ("zero", "zero_no_reflection"))
     assert cost is not None and cost["mean"] == pytest.approx(free - forbidden)
@@ -114,10 +129,7 @@ def test_the_cost_of_forbidding_is_paired_by_problem(root: Path) -> None:
     assert zero_page.cost_of_forbidding(shifted) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_events_are_found_and_told(page: str) -> None:
-    table = steps_table()
-    assert [(e.step, e.label) for e in figures.limit_raised(table)] == [(RAISED, "length limit raised to 144")]
-    assert [e.step for e in figures.reference_replaced(table)] == [21, 41]
+def test_the_take_off_is_told(page: str) -> None:
     told = re.search(r"The detector puts the take-off at step (\d+)", said(page))
     assert told and abs(int(told[1]) - TAKEOFF) <= 3
 
@@ -126,8 +138,21 @@ def test_every_section_is_there(page: str) -> None:
     text = said(page)
     for words in (
         *("Training, step by step", "The ten reflective words", "Base and Zero on held-out problems"),
-        *("Is reflection the cause", "Held-out problems, side by side", "Harder problems, longer thoughts?"),
-        *("Data and its checks", "Beside the paper", "What differs from the paper", "What each number means"),
+        *(
+            "Is reflection the cause",
+            "Held-out problems, side by side",
+            "The paper's claims, and what this run shows",
+            "Thinking against difficulty",
+        ),
+        *(
+            "The stages, and where everything comes from",
+            "Distillation: smaller students",
+            "Ablations",
+            "Overthinking",
+            "Safety",
+            "What it cost",
+        ),
+        *("Data and its checks", "does not disclose, and what was taken", "What differs from the paper", "What each number means"),
         *("Provenance", "gold answers verify", "3 from train (the same words)", "15.6 → 77.9", "zero.learning_rate"),
         *("zero-fingerprint", "r1-fingerprint", "812,345 parameters", "0" * 64),
         *(
@@ -141,7 +166,7 @@ def test_every_section_is_there(page: str) -> None:
         *("Is the reward model being exploited?", "No alarm:", "Preferences are those of a made-up judge"),
     ):
         assert words in text, words
-    assert page.count("<svg") == 10 + 10 + 1 + 2 + FROM_DEV1_ON  # Zero's curves, words, families, levels
+    assert page.count("<svg") == ZERO + FROM_DEV1_ON + NEW
     assert "Not here yet" not in text and "The price of the language reward" not in text
 
 
@@ -152,28 +177,41 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, lambda *_, **__: "<svg></svg>")
 
 
-@pytest.mark.parametrize("name", sorted(report.SOURCES))
-def test_a_missing_input_is_named_with_the_command_that_makes_it(root: Path, name: str, undrawn: None) -> None:
-    inputs = report.load(root) | {name: None}
-    page = report.render(inputs, SHOWN)
+@pytest.mark.parametrize("seed", range(10))
+def test_missing_inputs_are_named_with_the_commands_that_make_them(inputs: dict, seed: int, undrawn: None) -> None:
+    lacking = random.Random(seed).sample(sorted(sources.SOURCES), len(sources.SOURCES) // 3)
+    page = report.render(inputs | dict.fromkeys(lacking), SHOWN)
     outline(page)
-    source = report.SOURCES[name]
-    assert f"{source.path} , made by {source.command}" in said(page)
+    for source in (sources.SOURCES[name] for name in lacking):
+        assert f"{source.path} , made by {source.command}" in said(page)
+    assert "dvc repro distill@small" in {source.command for source in sources.SOURCES.values()}
+
+
+def test_every_input_is_missing_from_one_of_these_pages() -> None:
+    names = sorted(sources.SOURCES)
+    assert {name for seed in range(10) for name in random.Random(seed).sample(names, len(names) // 3)} == set(names)
+
+
+def test_dvc_reruns_the_report_for_every_input_that_a_run_makes() -> None:
+    deps = set(yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]["report"]["deps"])
+    watched = {s.path for s in sources.SOURCES.values() if s.command != "make ablations"} - {"params.yaml", "dvc.lock", sources.COSTS}
+    assert {path for path in watched if path not in deps and path != "data/curated/test.parquet"} == set()
 
 
 def test_an_empty_folder_gives_a_page_that_names_every_input(tmp_path: Path) -> None:
-    assert report.write(tmp_path, SHOWN) == [tmp_path / "reports/report.html"]
+    assert report.write(tmp_path, SHOWN) == [tmp_path / "reports/report.html", tmp_path / "reports/report.md"]
+    assert (tmp_path / "reports/figures").is_dir()  # an output of DVC's
     text = said((tmp_path / "reports/report.html").read_text(encoding="utf-8"))
-    for source in report.SOURCES.values():
+    for source in sources.SOURCES.values():
         assert source.path in text
 
 
 def test_a_run_that_ended_with_zero_says_so(root: Path, undrawn: None) -> None:
-    later = [name for name in report.SOURCES if re.search("dev|r1|cold|rejection|reward|compare", name)]
-    inputs = report.load(root) | dict.fromkeys(later)
+    later = [name for name in sources.SOURCES if re.search("dev|r1|cold|rejection|reward|compare|student|distill|rl_|ablation|lock", name)]
+    inputs = sources.load(root) | dict.fromkeys(later)
     page = report.render(inputs, SHOWN)
     outline(page)
-    assert "This run has gone as far as R1-Zero" in said(page) and page.count("<svg") == 23
+    assert "This run has gone as far as R1-Zero" in said(page) and page.count("<svg") == ZERO + 5 + 3
 
 
 def test_the_stage_table_by_hand() -> None:
@@ -219,14 +257,13 @@ def test_the_stage_table_shows_the_metrics(root: Path, page: str) -> None:
         assert f"{length['mean']:.1f} {length['low']:.1f}–{length['high']:.1f}" in text
 
 
-def test_an_alarm_of_the_monitor_is_told_and_marked(root: Path) -> None:
-    inputs = report.load(root)
+def test_an_alarm_of_the_monitor_is_told_and_marked(inputs: dict, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     alarm = {"first_step": 44, "last_step": 58, "reward_rise": 0.125, "benchmark_fall": 0.2, "reward_p": 1e-5, "benchmark_p": 0.004}
     page = report.render(inputs | {"r1_summary": inputs["r1_summary"] | {"hacking": alarm}}, SHOWN)
     assert "Alarm. From step 44 to 58 the reward model's score rises by 0.125 (p = 1e-05)" in said(page)
-    assert "falls by 20.0 points (p = 0.004)" in said(page)
-    assert "they part" in page and "No alarm" not in page
-    assert "they part" not in figures.monitor(r1_table(), None, "quiet")
+    assert "falls by 20.0 points (p = 0.004)" in said(page) and "No alarm" not in page
+    monkeypatch.undo()
+    assert "they part" in figures.monitor(r1_table(), alarm, "loud") and "they part" not in figures.monitor(r1_table(), None, "quiet")
 
 
 def with_price(inputs: dict, params: dict) -> str:
@@ -239,8 +276,7 @@ def with_price(inputs: dict, params: dict) -> str:
     return said(report.render(inputs | {"language_price": seeds.price(made, without, params)}, SHOWN))
 
 
-def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(root: Path, undrawn: None) -> None:
-    inputs = report.load(root)
+def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(inputs: dict, undrawn: None) -> None:
     text = with_price(inputs, inputs["params"])
     assert "with the reward 91.1 98.7 without 92.3 80.1" in text and "means of 2 seeds" in text
     assert "Measured with other parameters" not in text
@@ -250,8 +286,7 @@ def test_the_price_of_the_language_reward_is_shown_where_it_was_measured(root: P
     ("dev2", {"steps": 9}, True), ("rl", {"beta": 0.5}, True), ("sft", {"epochs": 5}, True),
     ("rl", {"seed": 5}, False), ("r1", {"steps": 9}, False),
 ])  # fmt: skip
-def test_a_price_of_other_parameters_says_so(root: Path, undrawn: None, section: str, change: dict, old: bool) -> None:
-    inputs = report.load(root)
+def test_a_price_of_other_parameters_says_so(inputs: dict, undrawn: None, section: str, change: dict, old: bool) -> None:
     assert ("Measured with other parameters" in with_price(inputs, inputs["params"] | {section: change})) == old
 
 
@@ -268,35 +303,29 @@ def test_what_is_claimed_over_seeds_tells_refusals_of_how_and_the_bases_preferen
     assert found["refusals: r1 - dev3"] == 0.0
 
 
-def test_open_examples_are_picked_by_the_rule_that_is_printed(root: Path) -> None:
-    inputs = report.load(root)
-    found = examples.open_examples(inputs["samples_dev3_open"], inputs["samples_r1_open"].iloc[::-1])
-    families = inputs["samples_r1_open"].groupby("family")["prompt_id"]
-    assert [e.id for e in found] == [min(ids, key=lambda i: i.split("-")[1]) for _, ids in families]
-    assert [e.family for e in found] == sorted({e.family for e in found}) and len(found) > 2
-
-
-def test_the_same_files_give_the_same_bytes_in_time(root: Path, tmp_path: Path) -> None:
+def test_the_same_files_give_the_same_bytes_in_time(root: Path, built: list[Path], tmp_path: Path) -> None:
+    twin = shutil.copytree(root, tmp_path / "twin", ignore=shutil.ignore_patterns("report.*", "figures", "curves.png"))
     started = time.process_time()
-    first = [path.read_bytes() for path in report.write(root, SHOWN)]
+    again = report.write(twin, SHOWN)
     assert time.process_time() - started < 20
-    twin = write_run(tmp_path / "twin")
-    assert [path.read_bytes() for path in report.write(twin, SHOWN)] == first
-    assert not list((root / "reports").glob(".*"))
+    assert [path.relative_to(twin) for path in again] == [path.relative_to(root) for path in built]
+    drawn = sorted(path.name for path in (root / "reports/figures").iterdir())
+    for path in (*(path.relative_to(root) for path in built), *(Path("reports/figures") / name for name in drawn)):
+        assert (twin / path).read_bytes() == (root / path).read_bytes(), path
+    assert not list((root / "reports").rglob(".*"))
 
 
 @pytest.mark.parametrize(("name", "content"), [("zero_summary", "{"), ("r1_steps", "step,reward\n1,0.5\n"), ("samples_zero", "no parquet")])
-def test_an_unreadable_input_is_named(tmp_path: Path, name: str, content: str) -> None:
-    source = report.SOURCES[name]
-    path = write_run(tmp_path) / source.path
-    path.write_text(content)
+def test_an_unreadable_input_is_named(root: Path, tmp_path: Path, name: str, content: str) -> None:
+    source = sources.SOURCES[name]
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (copy / source.path).write_text(content)
     with pytest.raises(DataError, match=re.escape(source.path)) as caught:
-        report.load(tmp_path)
+        sources.load(copy)
     assert source.command in str(caught.value)
 
 
-def test_a_flat_run_is_reported_as_it_is(root: Path, undrawn: None) -> None:
-    inputs = report.load(root)
+def test_a_flat_run_is_reported_as_it_is(inputs: dict, undrawn: None) -> None:
     steps = inputs["zero_steps"].assign(wait_share=0.05, max_new_tokens=96, kl=np.nan, validation_pass1=np.nan)
     text = said(report.render(inputs | {"zero_steps": steps, "samples_zero_no_reflection": inputs["samples_zero"]}, SHOWN))
     assert "The detector finds no take-off" in text and "no take-off detected" in text
@@ -304,35 +333,12 @@ def test_a_flat_run_is_reported_as_it_is(root: Path, undrawn: None) -> None:
     assert "The interval includes 0, so this run does not show that reflection causes accuracy" in text
 
 
-def test_texts_of_models_cannot_inject_markup(root: Path, undrawn: None) -> None:
-    inputs = report.load(root)
+def test_texts_of_models_cannot_inject_markup(inputs: dict, undrawn: None) -> None:
     evil = inputs["samples_zero"].assign(text="<think> <script>alert(1)</script> wait & </think> <answer> <b>4 </answer>")
     page = report.render(inputs | {"samples_zero": evil}, SHOWN)
     outline(page)
     assert "<script" not in page and "<b>4" not in page
     assert "&lt;script&gt;" in page and '<mark title="wait">wait</mark> &amp;' in page
-
-
-def sample(identifier: str, language: str, correct: bool, text: str = "") -> dict:
-    family = identifier.split("-")[0]
-    row = {"prompt_id": identifier, "sample": 0, "text": text, "token_ids": [1], "finished": True, "correct": correct}
-    return row | {"family": family, "level": 1, "language": language}
-
-
-def test_examples_are_picked_by_the_rule_that_is_printed() -> None:
-    ids = ["calc-b", "calc-a", "fill-c", "fill-d", "fill-e", "fill-f"]
-    languages = ["en", "en", "en", "zh", "en", "en"]
-    base = pd.DataFrame([sample(i, x, i == "fill-e") for i, x in zip(ids, languages, strict=True)])
-    zero = pd.DataFrame(
-        [sample(i, x, i != "calc-b", "wait" if i in ("fill-e", "fill-f") else "") for i, x in zip(ids, languages, strict=True)]
-    )
-    second = zero.assign(sample=1, correct=False)
-    chosen = examples.choose(base.sample(frac=1, random_state=1), pd.concat([second, zero]), count=4)
-    # calc in English: a is before b; fill in Chinese: only d; fill-e says "wait", but the base solves it too.
-    assert [identifier for identifier, _ in chosen] == ["calc-a", "fill-d", "fill-f", "calc-b"]
-    assert ["picked by outcome" in why for _, why in chosen] == [False, False, True, True]
-    assert [i for i, _ in examples.choose(base, zero, count=1)] == ["calc-a"]
-    assert {i for i, _ in examples.choose(base, zero, count=50)} == set(ids)
 
 
 def test_word_ratio() -> None:
@@ -341,30 +347,45 @@ def test_word_ratio() -> None:
     assert zero_page.word_ratio({"words_per_1000_samples": {"wait": 0}}, zero) is None
 
 
-def test_smoothing_keeps_level_and_length_and_skips_gaps() -> None:
-    assert plots.smooth([2.0] * 9) == pytest.approx(np.full(9, 2.0))
-    assert plots.smooth([0.0, 3.0, np.nan, 5.0], window=3) == pytest.approx([1.5, 1.5, 4.0, 5.0])
-    assert np.isnan(plots.smooth([np.nan, np.nan])).all()
+def test_the_markdown_says_what_the_page_says(root: Path, built: list[Path], page: str) -> None:
+    told = built[1].read_text(encoding="utf-8")
+    shown = set(re.findall(r"\]\((figures/[\w-]+\.svg)\)", told))
+    assert len(shown) == page.count("<svg") and {f"figures/{p.name}" for p in (root / "reports/figures").iterdir()} == shown
+    titles = re.findall(r"<h[123]>(.*?)</h[123]>", page)
+    assert len(titles) > 40 and all(html.unescape(title) in told.replace("\\", "") for title in titles)
+    assert told.count("<details>") == told.count("</details>") == page.count("<details>")
+    assert not re.search(r"</?(div|span|table|p|svg)\b", told)
+    for line, rule in zip(told.splitlines(), told.splitlines()[1:], strict=False):
+        if rule.startswith("| ---"):
+            assert line.count("|") - line.count("\\|") == rule.count("|")
+    rows = [line for line in told.splitlines() if "| shown |" in line or "| not shown |" in line or "| not run |" in line]
+    assert len(rows) == len(claims.CLAIMS)
 
 
-def test_labels_are_spread_in_their_order() -> None:
-    placed = plots.spread([0.50, 0.52, 0.1, 0.51], gap=0.1)
-    assert np.diff(np.sort(placed)).min() > 0.099
-    assert list(np.argsort(placed)) == [2, 0, 3, 1]
-    assert placed[2] == 0.1
+def test_figures_of_an_earlier_report_go(tmp_path: Path) -> None:
+    stale = tmp_path / "figures/old.svg"
+    stale.parent.mkdir()
+    stale.touch()
+    list(report._write_markdown(tmp_path, "<p>none</p>"))
+    assert not stale.exists() and (tmp_path / "report.md").read_text() == "none\n"
 
 
-def test_figures_follow_the_page_in_colour_and_font() -> None:
-    svg = plots.curve([plots.Line([0, 1, 2], [0.004, 0.006, 0.009], "a & b")], name="fig", alt='"x" & <y>', ylabel="kl (nats)")
-    outline(svg)
-    assert 'aria-label="&quot;x&quot; &amp; &lt;y&gt;"' in svg and "a &amp; b" in svg and "kl (nats)" in svg
-    assert "var(--blue, " in svg and "font-family: inherit" in svg and "DejaVu" not in svg
-    bare = re.sub(r"var\(--\w+, #[0-9a-f]{6}\)", "", svg)
-    assert not re.findall(r"#[0-9a-f]{6}\b", bare)  # no colour that would not follow the theme
-    assert ">0.004<" in svg  # tick labels keep their digits
+def test_the_abstract_counts_the_claims_and_names_the_commit(inputs: dict, undrawn: None) -> None:
+    verdicts = Counter(row.verdict for row in claims.table(inputs))
+    code = tracking.Commit("0123456789abcdef", dirty=True)
+    text = said(report.render(inputs | {"commit": code}, SHOWN))
+    assert f"this run shows {verdicts['shown']}, does not show {verdicts['not shown']}, and did not try {verdicts['not run']}." in text
+    assert "commit 0123456789ab , with edits that are not committed" in text
+    assert "A smaller student distilled" in text and "the same student trained by reinforcement" in text
 
 
-def test_the_overview_picture_is_a_png_without_a_date(tmp_path: Path) -> None:
-    path = figures.save_overview(steps_table(), TAKEOFF, tmp_path / "new" / "curves.png")
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG") and b"tIME" not in content and b"Software" not in content
+def test_money_appears_where_a_price_is_given(inputs: dict, undrawn: None) -> None:
+    priced = Report(examples=8, price_per_hour=Price(amount=3600.0, currency="EUR"))
+    text, without = said(report.render(inputs, priced)), said(report.render(inputs, SHOWN))
+    assert "Money at 3600.0 EUR an hour" in text and "Money needs a price" in without
+    assert re.search(r"zero 21 – 123,456|zero 21", text) and "21.0000" in text and "21.0000" not in without
+
+
+def test_numbers_with_many_digits() -> None:
+    assert [report.scientific(value) for value in (None, 0, 8.314e13, 1e-4)] == ["–", "0", "8.31·10¹³", "1.00·10⁻⁴"]
+    assert report.unbroken("5.0 % (4.0–6.0) <b>") == '5.0\xa0% <span class="nb">(4.0–6.0)</span> &lt;b&gt;'
