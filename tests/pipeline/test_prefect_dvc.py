@@ -23,8 +23,8 @@ from flows.stage import StageError, _explain, repro_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = ("small", "tiny")
-MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1")
-MODELS += tuple(f"{arm}_{student}" for arm in ("student", "distill", "rl") for student in STUDENTS)
+ARMS = tuple(f"{arm}_{student}" for arm in ("student", "distill", "rl") for student in STUDENTS)
+MODELS = ("base", "zero", "zero_no_reflection", "dev1", "dev2", "dev3", "r1", *ARMS)
 RECIPE = ["curate", "zero", "cold_start", "dev1", "dev2", "rejection", "dev3", "reward_models", "r1"]
 STAGES = {*RECIPE, *(f"evaluate@{model}" for model in MODELS), "compare", "report"}
 STAGES |= {f"{stage}@{student}" for stage in ("distill", "distill_rl") for student in STUDENTS}
