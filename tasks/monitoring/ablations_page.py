@@ -33,7 +33,14 @@ def _row(told: Mapping[str, Any]) -> dict[str, Any]:
     cons = next((value for key, value in found.items() if key.startswith("cons@")), None)
     figures_ = {key: _interval(found.get(key)) for key in ("pass@1", "language_consistency", "mixed_share", "wait_share", "length")}
     flops = (told.get("flops") or {}).get("total")
-    return {**told, **figures_, "cons": _interval(cons), "flops": flops, "settings": told.get("settings") or {}}
+    return {
+        **told,
+        **figures_,
+        "cons": _interval(cons),
+        "flops": flops,
+        "settings": told.get("settings") or {},
+        "same_as": told.get("same_as"),
+    }
 
 
 def _figures(inputs: Inputs, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

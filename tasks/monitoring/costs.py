@@ -89,8 +89,9 @@ def _evaluations(inputs: Inputs) -> Row:
 
 
 def _ablations(inputs: Inputs) -> list[Row]:
-    """What an ablation's own file says of it, wherever it was run."""
-    found = {name: told for name, told in inputs.items() if name.startswith("ablation_") and not name.endswith("_steps") and told}
+    """What an ablation's own file says of it, wherever it was run; one that takes over another's result (`same_as`) cost nothing."""
+    told_of = {name: told for name, told in inputs.items() if name.startswith("ablation_") and not name.endswith("_steps") and told}
+    found = {name: told for name, told in told_of.items() if not told.get("same_as")}
     return [Row(name, told["seconds"], flops=(told.get("flops") or {}).get("total")) for name, told in found.items()]
 
 

@@ -21,7 +21,8 @@ from tasks.monitoring.steps import COLUMNS
 
 STUDENTS = {"small": "Small", "tiny": "Tiny"}
 VARIANTS = {"student": "base", "rl": "RL at the same FLOPs", "distill": "distilled"}  # of a student: models/<variant>_<student>
-TRAINED = tuple(f"{variant}_{student}" for student in STUDENTS for variant in ("distill", "rl"))
+TEMPLATES = {"distill": "distill", "rl": "distill_rl"}  # a trained variant's stages in dvc.yaml
+TRAINED = tuple(f"{variant}_{student}" for student in STUDENTS for variant in TEMPLATES)
 EVALUATED = (*STAGES, "zero_no_reflection", *(f"{variant}_{student}" for student in STUDENTS for variant in VARIANTS))
 ABLATIONS = (
     "grpo", "ppo_lambda_1", "ppo_lambda_095", "sequence_level", "clip_02", "clip_10", "language_on", "language_off",
@@ -45,7 +46,8 @@ def _metrics(names: Iterable[str], suffix: str, kind: str) -> dict[str, Source]:
 
 def _stage(name: str) -> str:
     """The name of a stage in dvc.yaml: students are made by one template a variant."""
-    return name.replace("_", "@") if name in TRAINED else name
+    variant, _, student = name.partition("_")
+    return f"{TEMPLATES[variant]}@{student}" if name in TRAINED else name
 
 
 _FITTED = (*(stage for stage in STAGES if stage != "base"), *TRAINED)

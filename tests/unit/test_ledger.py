@@ -22,6 +22,7 @@ def inputs() -> dict[str, Any]:
         "distill_small_summary": {"response_tokens": 50, "epochs": 3, "flops": {"training": 1e8, "teacher_sampling": 1e9, "total": 1.1e9}},
         "evaluate_base": evaluation, "evaluate_r1": evaluation,
         "ablation_grpo": {"seconds": 40.0, "flops": {"total": 7e9}},
+        "ablation_language_on": {"seconds": 50.0, "flops": {"total": 7e9}, "same_as": "clip_10"},  # the same run: it cost nothing
     }  # fmt: skip
 
 
