@@ -118,7 +118,7 @@ def token_weight(keep: Tensor, objective: Objective, totals: Totals) -> Tensor:
 class GRPO:
     """R1's algorithm: advantages from the group, KL in the loss, no network beside the policy.
 
-    The trainer asks an algorithm for two things: `credit`, once a rollout, and `loss`, for each micro-batch.
+    The trainer asks an algorithm for `credit`, once a rollout, which may ask for `score`, and for `loss`, for each micro-batch.
     """
 
     sums = ("clipped", "kl")  # what `loss` counts
